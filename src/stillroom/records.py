@@ -1,0 +1,258 @@
+"""What travels between the parts: scenes, questions, answers, labels, and the two seams.
+
+Frames and units are those of ``docs/conventions.md``: metres, world z up, OpenCV camera axes
+(x right, y down, z forward), the centre of the top-left pixel at (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt16
+
+Split = Literal["train", "val", "test", "shifted"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "shifted")
+
+#: The paper's four families: ``overall`` is the mean over their items.
+FAMILIES = ("proximity", "contact", "size", "orientation")
+
+#: Longest question taken from a user, in characters.
+MAX_QUESTION_CHARS = 2_000
+
+
+class BadInputError(ValueError):
+    """Input from outside cannot be used; the message is one sentence for the person who gave it.
+
+    The command line prints the message alone and exits with code 2; a server answers 4xx.
+    """
+
+
+def content_hash(parts: Iterable[bytes | str]) -> str:
+    """16 hex digits that name a content: equal parts, equal name, on every machine."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrientedBox:
+    """A box in metres: ``center``, full edge lengths ``size``, and ``rotation`` from box to world."""
+
+    center: Float[np.ndarray, "3"]
+    size: Float[np.ndarray, "3"]
+    rotation: Float[np.ndarray, "3 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One convex solid of an object, in world metres: what is drawn is what touches.
+
+    ``size`` are full edge lengths of the box around the solid; ``wxyz`` turns it into the world.
+    A ``cylinder`` stands along its own z; a ``sphere`` has three equal sizes.
+    """
+
+    kind: Literal["box", "cylinder", "sphere"]
+    center: Float[np.ndarray, "3"]
+    size: Float[np.ndarray, "3"]
+    wxyz: Float[np.ndarray, "4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneObject:
+    """A thing in the room. ``name`` refers to it alone ("red chair"); pixels carry ``object_id``."""
+
+    object_id: int
+    category: str
+    name: str
+    colour: str
+    box: OrientedBox
+    # Exact geometry of made rooms; empty where only the box is known.
+    parts: tuple[Part, ...] = ()
+    # object_id of what carries it; 0 is the floor, None is unknown or hung on a wall.
+    supported_by: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One photo, with whatever is known of its camera and depth.
+
+    ``depth`` is metres along the optical axis, 0 where there is none, in the photo's own pixels.
+    ``instances`` holds an ``object_id`` per pixel, 0 for walls, floor and the unknown.
+    """
+
+    name: str
+    rgb: UInt8[np.ndarray, "h w 3"]
+    intrinsics: Float[np.ndarray, "3 3"] | None = None
+    c2w: Float[np.ndarray, "4 4"] | None = None
+    depth: Float32[np.ndarray, "h w"] | None = None
+    instances: UInt16[np.ndarray, "h w"] | None = None
+
+    @property
+    def depth_valid(self) -> Bool[np.ndarray, "h w"]:
+        """Where depth was measured; nowhere if the view has none."""
+        if self.depth is None:
+            return np.zeros(self.rgb.shape[:2], dtype=bool)
+        return np.isfinite(self.depth) & (self.depth > 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A room as the project knows it: encoded once, asked many times.
+
+    World: the source's own metric frame, z up; ``floor_z`` is the height of its floor in metres.
+    ``source`` says where it comes from ("made:plain", "capture:scannet", "photos").
+    """
+
+    scene_id: str
+    source: str
+    views: tuple[View, ...]
+    split: Split = "test"
+    objects: tuple[SceneObject, ...] = ()
+    floor_z: float = 0.0
+    # Full width (x), depth (y) and height (z) of the room in metres, where known.
+    room_size: Float[np.ndarray, "3"] | None = None
+
+    def object(self, object_id: int) -> SceneObject:
+        """The object with that id. Raises KeyError if the scene has none."""
+        for thing in self.objects:
+            if thing.object_id == object_id:
+                return thing
+        raise KeyError(object_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about one scene, with what geometry says of its answer.
+
+    ``options`` lists the possible answers of a choice, in the order named; empty if free.
+    ``margin`` says how clear the case is, in the family's own unit (see ``docs/world.md``).
+    """
+
+    scene_id: str
+    question_id: str
+    split: Split
+    family: str
+    question: str
+    answer: str
+    options: tuple[str, ...] = ()
+    value: float | None = None
+    unit: str = ""
+    margin: float | None = None
+    rationale: str = ""
+    # Other wordings of the same truth; a description is scored by the best of them.
+    renderings: tuple[str, ...] = ()
+    # Facts of a description, for fact F1: ("object", "red chair"), ("on", "mug", "table") ...
+    facts: tuple[tuple[str, ...], ...] = ()
+    object_ids: tuple[int, ...] = ()
+
+
+def asked(scene_id: str, text: str) -> Question:
+    """A person's own question: no truth is known.
+
+    Raises:
+        BadInputError: the question is empty or longer than ``MAX_QUESTION_CHARS``.
+    """
+    cleaned = " ".join(text.split())
+    if not cleaned:
+        raise BadInputError("the question is empty; ask something like 'Is the lamp left of the sofa?'")
+    if len(cleaned) > MAX_QUESTION_CHARS:
+        raise BadInputError(
+            f"the question has {len(cleaned)} characters, at most {MAX_QUESTION_CHARS} are taken; shorten it"
+        )
+    return Question(
+        scene_id=scene_id,
+        question_id=content_hash([scene_id, "asked", cleaned]),
+        split="test",
+        family="asked",
+        question=cleaned,
+        answer="",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What an answerer said to one question."""
+
+    question_id: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneGeometry:
+    """What an answerer believes of a scene's shape; ``depth`` in metres, one map per view."""
+
+    depth: Float32[np.ndarray, "views h w"] | None = None
+    boxes: tuple[tuple[str, OrientedBox], ...] = ()
+
+
+Signal = Literal["answers", "topk_logits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherLabel:
+    """What a teacher knows about one question, ready to be stored.
+
+    ``answer_ids`` end with the end-of-sequence id. ``topk_*`` hold, for every answer position,
+    the k largest logits and their ids; ``logsumexp`` is over the whole vocabulary (nats).
+    """
+
+    scene_id: str
+    question_id: str
+    answer: str
+    answer_ids: Int[np.ndarray, "a"] | None = None
+    topk_ids: Int[np.ndarray, "a k"] | None = None
+    topk_logits: Float[np.ndarray, "a k"] | None = None
+    logsumexp: Float[np.ndarray, "a"] | None = None
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One opened scene; questions are cheap from here on."""
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer per question, in order. Reads ``question`` and ``options`` only."""
+        ...
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """Anything that answers: a student, a teacher or a baseline."""
+
+    def open(self, scene: Scene) -> Session:
+        """Do once what all questions of the scene share."""
+        ...
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """Anything that labels."""
+
+    def label(
+        self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
+    ) -> list[TeacherLabel]:
+        """One label per question, in order, with the signals asked for."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of ours says of itself; written last, read first."""
+
+    kind: str
+    version: int
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+def require_file(path: Path, what: str) -> Path:
+    """``path`` if it is a file. Raises BadInputError naming ``what`` otherwise."""
+    if not path.is_file():
+        raise BadInputError(f"{what} not found: {path}")
+    return path
