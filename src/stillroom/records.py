@@ -162,7 +162,9 @@ def asked(scene_id: str, text: str) -> Question:
     """
     cleaned = " ".join(text.split())
     if not cleaned:
-        raise BadInputError("the question is empty; ask something like 'Is the lamp left of the sofa?'")
+        raise BadInputError(
+            "the question is empty; ask something like 'Is the lamp left of the sofa?'"
+        )
     if len(cleaned) > MAX_QUESTION_CHARS:
         raise BadInputError(
             f"the question has {len(cleaned)} characters, at most {MAX_QUESTION_CHARS} are taken; shorten it"

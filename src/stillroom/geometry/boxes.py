@@ -6,13 +6,9 @@ import numpy as np
 from jaxtyping import Float
 
 #: Corner k has the signs of row k; the low bit is x, then y, then z.
-CORNER_SIGNS = np.array(
-    [[x, y, z] for z in (-0.5, 0.5) for y in (-0.5, 0.5) for x in (-0.5, 0.5)]
-)
+CORNER_SIGNS = np.array([[x, y, z] for z in (-0.5, 0.5) for y in (-0.5, 0.5) for x in (-0.5, 0.5)])
 #: Pairs of corners that share an edge.
-EDGES = tuple(
-    (a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1
-)
+EDGES = tuple((a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1)
 
 
 def corners(

@@ -105,7 +105,9 @@ def view0_from_world(
     forward = first_c2w[:2, 2]
     length = np.linalg.norm(forward)
     if length < 1e-6:
-        raise ValueError("the first camera looks straight up or down; view0 needs a level direction")
+        raise ValueError(
+            "the first camera looks straight up or down; view0 needs a level direction"
+        )
     fx, fy = forward / length
     pose = np.eye(4)
     pose[:2, :2] = [[fy, -fx], [fx, fy]]
