@@ -44,7 +44,7 @@ def content_hash(parts: Iterable[bytes | str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class OrientedBox:
-    """A box in metres: ``center``, full edge lengths ``size``, and ``rotation`` from box to world."""
+    """A box in metres: ``center``, full edge lengths ``size``, ``rotation`` from box to world."""
 
     center: Float[np.ndarray, "3"]
     size: Float[np.ndarray, "3"]
@@ -67,7 +67,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneObject:
-    """A thing in the room. ``name`` refers to it alone ("red chair"); pixels carry ``object_id``."""
+    """A thing in the room. ``name`` means it alone ("red chair"); pixels carry ``object_id``."""
 
     object_id: int
     category: str
@@ -167,7 +167,8 @@ def asked(scene_id: str, text: str) -> Question:
         )
     if len(cleaned) > MAX_QUESTION_CHARS:
         raise BadInputError(
-            f"the question has {len(cleaned)} characters, at most {MAX_QUESTION_CHARS} are taken; shorten it"
+            f"the question has {len(cleaned)} characters, at most {MAX_QUESTION_CHARS} are taken; "
+            "shorten it"
         )
     return Question(
         scene_id=scene_id,

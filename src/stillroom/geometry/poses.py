@@ -27,7 +27,7 @@ def transform(
 
 
 def is_rigid(pose: Float[np.ndarray, "4 4"], *, tolerance: float = 1e-3) -> bool:
-    """Whether the matrix is finite, its rotation orthonormal with determinant +1, its last row 0 0 0 1."""
+    """Whether the matrix is finite, a proper rotation with a shift, and ends in 0 0 0 1."""
     if not np.isfinite(pose).all():
         return False
     rotation = pose[:3, :3]
