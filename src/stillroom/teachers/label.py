@@ -1,0 +1,143 @@
+"""Labelling: a teacher answers every question of every scene, once, resumably."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.records import BadInputError, Question, Signal, Teacher, content_hash
+from stillroom.scenes.store import SceneStore, open_store
+from stillroom.teachers import label_store
+
+#: What is computed before it is written: a kill costs at most this many scenes.
+SCENES_PER_SHARD = 20
+
+Progress = Callable[[int, int], None]
+
+
+def label_settings(
+    store: SceneStore, *, teacher: Mapping[str, Any], signals: Sequence[Signal]
+) -> dict[str, Any]:
+    """The fingerprint of a labelling: another teacher, prompt, frame or question, another store."""
+    questions = (q.question_id for q in store.questions())
+    return {
+        "teacher": dict(teacher),
+        "signals": sorted(signals),
+        "scenes": content_hash(store.scene_ids()),
+        "questions": content_hash(questions),
+        "scenes_per_shard": SCENES_PER_SHARD,
+    }
+
+
+def label_scenes(
+    scenes: Path,
+    load_teacher: Callable[[], Teacher],
+    out: Path,
+    *,
+    teacher: Mapping[str, Any],
+    signals: Sequence[Signal],
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> int:
+    """Label every scene of a store that has no labels yet; the number of scenes done now.
+
+    ``teacher`` describes the teacher (name, revision, prompt, decoding) for the fingerprint.
+    ``load_teacher`` is called once per process and must be picklable when ``workers`` > 1.
+
+    Raises:
+        BadInputError: ``out`` holds something else, or the scenes have no questions.
+    """
+    store = open_store(scenes)
+    if not store.questions():
+        raise BadInputError(f"{scenes} holds no questions to label; make rooms with --questions")
+    label_store.begin(out, label_settings(store, teacher=teacher, signals=signals))
+    ids = store.scene_ids()
+    done = label_store.finished_shards(out)
+    count = -(-len(ids) // SCENES_PER_SHARD)
+    missing = [index for index in range(count) if index not in done]
+    report = _counter(progress, len(ids), len(ids) - sum(len(_shard(ids, i)) for i in missing))
+    job = _Job(scenes=scenes, out=out, load_teacher=load_teacher, signals=tuple(signals))
+    if workers <= 1 or len(missing) <= 1:
+        for _, scenes_done in job.run(missing):
+            report(scenes_done)
+    else:
+        _run_parallel(job, missing, workers, report)
+    return sum(len(_shard(ids, index)) for index in missing)
+
+
+def _shard(ids: Sequence[str], index: int) -> Sequence[str]:
+    return ids[index * SCENES_PER_SHARD : (index + 1) * SCENES_PER_SHARD]
+
+
+def _counter(progress: Progress | None, total: int, before: int) -> Callable[[int], None]:
+    done = before
+
+    def advance(scenes: int) -> None:
+        nonlocal done
+        done += scenes
+        if progress is not None:
+            progress(done, total)
+
+    advance(0)
+    return advance
+
+
+class _Job:
+    """Labels given shards of one store with one teacher; travels to worker processes whole."""
+
+    def __init__(
+        self,
+        *,
+        scenes: Path,
+        out: Path,
+        load_teacher: Callable[[], Teacher],
+        signals: tuple[Signal, ...],
+    ) -> None:
+        self.scenes, self.out = scenes, out
+        self.load_teacher, self.signals = load_teacher, signals
+
+    def run(self, shards: Sequence[int]) -> Any:
+        """Label the shards one by one, yielding (shard, scenes in it)."""
+        if not shards:
+            return
+        store = open_store(self.scenes)
+        teacher = self.load_teacher()
+        ids = store.scene_ids()
+        for index in shards:
+            labels = []
+            for scene_id in _shard(ids, index):
+                questions: list[Question] = store.questions(scene_id)
+                labels += teacher.label(store.scene(scene_id), questions, self.signals)
+            label_store.write_shard(self.out, index, labels)
+            yield index, len(_shard(ids, index))
+
+    def __call__(self, shard: int) -> int:
+        global _worker_teacher
+        if _worker_teacher is None:
+            _worker_teacher = self.load_teacher()
+        teacher = _worker_teacher
+        single = _Job(
+            scenes=self.scenes, out=self.out, load_teacher=lambda: teacher, signals=self.signals
+        )
+        return sum(scenes for _, scenes in single.run([shard]))
+
+
+#: One teacher per worker process, loaded with its first shard.
+_worker_teacher: Teacher | None = None
+
+
+def _run_parallel(
+    job: _Job, shards: Sequence[int], workers: int, report: Callable[[int], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(shards)), initializer=_one_thread) as pool:
+        for scenes in pool.imap_unordered(job, shards):
+            report(scenes)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
