@@ -1,0 +1,296 @@
+"""The verbs as functions: what the command line calls, and what a program may call.
+
+Each imports what it needs when it runs, so that importing this module is cheap.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.records import BadInputError, Question, Scene, Signal, asked
+
+if TYPE_CHECKING:
+    from stillroom.distill.config import DistillConfig
+    from stillroom.distill.pretrain import PretrainConfig
+    from stillroom.students.session import StudentSession
+    from stillroom.teachers.teach import TeachConfig
+
+Progress = Callable[[int, int], None]
+
+
+# Rooms and captures. ----------------------------------------------------------------------------
+
+
+def make_scenes(
+    out: Path,
+    *,
+    count: int,
+    seed: int,
+    density: Literal["plain", "furnished"] = "plain",
+    questions: int = 24,
+    split: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> bool:
+    """Make rooms with questions in a store at ``out``; False if it was finished already."""
+    from stillroom.scenes import make
+
+    return make.make_scenes(
+        out,
+        count=count,
+        seed=seed,
+        density=density,
+        questions=questions,
+        split=split,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def import_scenes(source: Path, *, out: Path, layout: str = "auto") -> list[str]:
+    """Read a capture into a store at ``out``; notes on what was taken and what was left."""
+    from stillroom.scenes import importers
+
+    imported = importers.import_capture(source, layout=layout)
+    importers.write_import(imported, out)
+    views = len(imported.scene.views)
+    return [f"{out} holds {views} views of {source} read as {imported.layout}", *imported.notes]
+
+
+def check_scenes(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Check every scene of a store, or a capture in its own layout.
+
+    Returns ``ok``, printable ``lines`` and the ``faults`` found.
+    """
+    from stillroom.scenes.check import check_path
+
+    return check_path(path, progress=progress)
+
+
+def show_scene(path: Path, *, scene: str = "0", out: Path = Path("contact_sheet.png")) -> Path:
+    """Draw the contact sheet of one scene (by id or by number) as a PNG at ``out``."""
+    from stillroom.scenes.show import contact_sheet
+    from stillroom.scenes.store import open_store
+
+    store = open_store(path)
+    ids = store.scene_ids()
+    if scene.isdigit() and int(scene) < len(ids):
+        scene = ids[int(scene)]
+    if scene not in ids:
+        raise BadInputError(f"{path} holds no scene {scene!r}; it has {len(ids)}, numbered from 0")
+    contact_sheet(store.scene(scene), store.questions(scene)).save(out)
+    return out
+
+
+def open_photos(path: Path) -> Scene:
+    """A folder of photos or a capture as a scene.
+
+    Raises:
+        BadInputError: no folder, no readable photo in it, or a capture that contradicts itself.
+    """
+    from stillroom.scenes import importers
+
+    return importers.import_capture(path, layout="auto").scene
+
+
+# Models. ----------------------------------------------------------------------------------------
+
+
+def pretrain_encoder(
+    config: PretrainConfig, *, scenes: Path, out: Path, progress: Progress | None = None
+) -> str:
+    """Pretrain a miniature encoder; a sentence on how it went."""
+    from stillroom.distill import pretrain
+
+    return pretrain.pretrain_encoder(config, scenes=scenes, out=out, progress=progress)
+
+
+def teach(config: TeachConfig, *, scenes: Path, out: Path, progress: Progress | None = None) -> str:
+    """Train a miniature teacher from truth; a sentence on how it went."""
+    from stillroom.teachers import teach as teaching
+
+    return teaching.teach(config, scenes=scenes, out=out, progress=progress)
+
+
+def label(
+    scenes: Path,
+    *,
+    teacher: str,
+    out: Path,
+    signals: Sequence[Signal] = ("answers", "topk_logits"),
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> int:
+    """Let a teacher answer every question of a store; the number of scenes labelled now."""
+    from stillroom import registry
+    from stillroom.teachers.label import label_scenes
+
+    return label_scenes(
+        Path(scenes),
+        registry.teacher_loader(teacher),
+        Path(out),
+        teacher=registry.describe(teacher),
+        signals=tuple(signals),
+        workers=workers,
+        progress=progress,
+    )
+
+
+def look_at_labels(action: Literal["status", "verify"], path: Path) -> tuple[bool, list[str]]:
+    """What a label store holds (status), or what is wrong with it (verify)."""
+    from stillroom.teachers.label_store import open_labels
+
+    store = open_labels(path)
+    if action == "verify":
+        problems = store.problems()
+        return not problems, problems or [f"{path}: {len(store)} rows, every byte as written"]
+    teacher = store.settings["teacher"]
+    return True, [
+        f"{path}: {len(store)} rows on {len(store.scene_ids())} scenes",
+        f"teacher {teacher['name']}, revision {teacher.get('revision', '-')}",
+        f"signals {', '.join(store.settings['signals'])}",
+    ]
+
+
+def distill(
+    config: DistillConfig,
+    *,
+    scenes: Path,
+    labels: Path,
+    out: Path,
+    progress: Progress | None = None,
+) -> str:
+    """Train a student on a teacher's labels; a sentence on how it went."""
+    from stillroom.distill import run
+
+    return run.distill(config, scenes=scenes, labels=labels, out=out, progress=progress)
+
+
+def params(recipe: str) -> dict[str, int]:
+    """Parameters of a recipe's student by part, and their total; nothing is allocated."""
+    from stillroom import recipes
+    from stillroom.students.model import parameter_table
+
+    return parameter_table(recipes.table("distill")[recipe]().student_config())
+
+
+# Results. ---------------------------------------------------------------------------------------
+
+
+def evaluate(
+    model: str,
+    scenes: Path,
+    *,
+    out: Path,
+    teacher: str | None = None,
+    labels: Path | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a model on a split; ``results.json`` and ``report.html`` in ``out``."""
+    from stillroom import registry
+    from stillroom.evaluate.report import write_report
+    from stillroom.evaluate.run import evaluate as score
+    from stillroom.scenes.store import open_store
+
+    started = time.monotonic()
+    store = open_store(scenes)
+    rows: dict[str, Any] = {}
+    if teacher is not None or labels is not None:
+        rows["teacher"] = teacher_answers(teacher, labels, store, split)
+    rows[model] = lambda: registry.answerer(model, store, split=split)
+    results = score(
+        rows,
+        store,
+        split=split,
+        out=out,
+        teacher_row="teacher" if "teacher" in rows else None,
+        student_row=model,
+        meta=run_meta(started, parameters={model: registry.parameters(model)}),
+        progress=progress,
+        limit=limit,
+    )
+    write_report(results, out=out, store=store)
+    return results
+
+
+def teacher_answers(teacher: str | None, labels: Path | None, store: Any, split: str) -> Any:
+    """The teacher's row: recorded answers where there are labels, else the teacher itself."""
+    from stillroom import registry
+
+    if labels is not None:
+        from stillroom.evaluate.baselines import RecordedAnswers
+        from stillroom.teachers.label_store import open_labels
+
+        return RecordedAnswers(open_labels(labels).answers())
+    assert teacher is not None
+    return lambda: registry.answerer(teacher, store, split=split)
+
+
+def open_scene(model: str, photos: Path) -> StudentSession:
+    """A session of a student on a folder of photos: ``.ask("...")`` from there on."""
+    from stillroom import registry
+    from stillroom.students.session import StudentAnswerer
+
+    return StudentAnswerer.from_folder(registry.locate(model)).open(open_photos(photos))
+
+
+def ask(model: str, photos: Path, question: str) -> str:
+    """One answer about a folder of photos or a capture."""
+    from stillroom import registry
+
+    kind, where = registry.kind_of(model)
+    if kind not in ("student", "llava3d"):
+        raise BadInputError(f"{model!r} does not look at photos; ask a student or a teacher")
+    # Read what is cheap to refuse before a model is loaded.
+    scene = open_photos(photos)
+    wanted: Question = asked(scene.scene_id, question)
+    if kind == "student":
+        from stillroom.students.session import StudentAnswerer
+
+        session: Any = StudentAnswerer.from_folder(registry.locate(where)).open(scene)
+    else:
+        from stillroom.teachers.llava3d import LLaVA3DTeacher
+
+        session = LLaVA3DTeacher.from_folder(registry.locate(where)).open(scene)
+    return str(session.answer([wanted])[0].text)
+
+
+def verify(
+    fixtures: Sequence[Path], *, kind: Literal["llava3d", "vggt"] | None = None
+) -> tuple[bool, list[str]]:
+    """Compare ports with recorded outputs; whether all agree, and a line for each."""
+    from stillroom.verify import verify_all
+
+    return verify_all(fixtures, kind=kind)
+
+
+def run_meta(started: float, **more: Any) -> dict[str, Any]:
+    """Where a result comes from: commit, command, machine, seconds since ``started``."""
+    return {
+        "commit": _commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}",
+        "seconds": round(time.monotonic() - started, 1),
+        **more,
+    }
+
+
+def _commit() -> str:
+    """The checkout's commit; "unknown" for an installed wheel."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

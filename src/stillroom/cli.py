@@ -1,0 +1,519 @@
+"""The command line: one small function per verb. Only here are printing and progress bars at home.
+
+Nothing heavy is imported before a verb runs, so that ``stillroom --help`` answers at once.
+Exit codes: 0 done, 1 a check failed, 2 bad input (one sentence on standard error).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from stillroom import __version__
+from stillroom.records import BadInputError
+
+Layout = Literal["auto", "scannet", "tum", "transforms", "photos"]
+
+USAGE = """stillroom: distil the 3D spatial reasoning of a large vision-language model into a small one
+
+usage: stillroom VERB ...          stillroom VERB --help shows a verb's options
+
+rooms and captures
+  scenes make        make furnished rooms with questions whose answers come from geometry
+  scenes import      read a posed RGB-D capture or a folder of photos
+  scenes check       are poses, depth and answers consistent?
+  scenes show        a contact sheet: views, depth, boxes, plan, questions
+models
+  pretrain-encoder   train a miniature geometry encoder (RECIPE)
+  teach              train a miniature LLaVA-3D teacher from truth (RECIPE)
+  label              let a teacher answer every question, once, resumably
+  labels             status or verify of a label store
+  distill            train a student on a teacher's labels (RECIPE)
+results
+  evaluate           score a model against truth and teacher, with intervals
+  ask                ask a model about a folder of photos
+  params             parameters of a recipe's student, counted without allocating
+  verify             a port against recorded outputs
+  demo               the whole way on the embedded default: what `make demo` runs
+
+exit codes: 0 done, 1 a check failed, 2 bad input
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        sys.exit(_run(words))
+    except BadInputError as error:
+        sys.stderr.write(f"stillroom: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("stillroom: stopped; the same command goes on where it stopped\n")
+        sys.exit(130)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"stillroom {__version__}\n")
+        return 0
+    for length in (2, 1):
+        verb = VERBS.get(" ".join(words[:length]))
+        if verb is not None and len(words) >= length:
+            return verb(words[length:])
+    raise BadInputError(_unknown("verb", " ".join(words[:1]), VERBS, help_from="stillroom --help"))
+
+
+def _unknown(what: str, given: str, known: Mapping[str, Any], *, help_from: str = "") -> str:
+    close = difflib.get_close_matches(given, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    return f"unknown {what} {given!r}{hint}" + (f" See {help_from}" if help_from else "")
+
+
+def _parse(cls: Any, words: Sequence[str], prog: str) -> Any:
+    """Options of one verb as an object; the parser's complaint as one sentence."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, args=list(words), prog=f"stillroom {prog}")
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise BadInputError(_one_sentence(complaint.getvalue(), prog)) from None
+
+
+def _one_sentence(boxed: str, prog: str) -> str:
+    """What the option parser drew as a box, as one line: the complaint without its help."""
+    inside = [line.strip("│╭╮╰╯ ─\n") for line in boxed.splitlines()]
+    rules = [index for index, line in enumerate(boxed.splitlines()) if line.startswith("│ ───")]
+    kept = [line for line in inside[: rules[0] if rules else None] if line]
+    if kept and kept[0] in ("Value error", "Required options", "Unrecognized options"):
+        kept = kept[1:]
+    text = re.sub(r"\s+", " ", " ".join(kept)).replace("(required)", "").strip()
+    return f"{text}; see stillroom {prog} --help"
+
+
+@contextlib.contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that exists only on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+# Options of the verbs: the comment above a field is its help text. ------------------------------
+
+Word = tyro.conf.Positional
+
+
+def scenes_make(words: Sequence[str]) -> int:
+    """Make rooms."""
+
+    def options(
+        *,
+        count: int,
+        seed: int,
+        out: Path,
+        density: Literal["plain", "furnished"] = "plain",
+        questions: int = 24,
+        split: Literal["train", "val", "test", "shifted"] | None = None,
+        workers: int | None = None,
+    ) -> dict[str, Any]:
+        """Make rooms with questions; the same command goes on where it stopped.
+
+        Args:
+            count: Rooms to make.
+            seed: Room i is drawn from the pair (seed, i).
+            out: Folder of the store.
+            density: plain has 4 to 9 things, furnished 20 to 40.
+            questions: Questions in all per room.
+            split: Put every room into this split; default is 70/10/20 by room.
+            workers: Processes; default is one per core.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "scenes make")
+    with _bar("making rooms") as progress:
+        made = api.make_scenes(**given, progress=progress)
+    state = "was finished already" if not made else f"holds {given['count']} rooms"
+    _say(f"{given['out']} {state}")
+    return 0
+
+
+def scenes_import(words: Sequence[str]) -> int:
+    """Import a capture."""
+
+    def options(source: Word[Path], /, *, out: Path, layout: Layout = "auto") -> dict[str, Any]:
+        """Read a capture (posed RGB-D or plain photos) into a scene store.
+
+        Args:
+            source: Folder of the capture.
+            out: Folder of the store.
+            layout: What the folder is; auto looks and says what it took.
+        """
+        return locals()
+
+    from stillroom import api
+
+    notes = api.import_scenes(**_parse(options, words, "scenes import"))
+    _say("\n".join(notes))
+    return 0
+
+
+def scenes_check(words: Sequence[str]) -> int:
+    """Check a store or a capture."""
+
+    def options(path: Word[Path], /, *, json: bool = False) -> dict[str, Any]:
+        """Do poses, intrinsics and depth agree, and does geometry give the stored answers?
+
+        Args:
+            path: A scene store, or a capture's own folder.
+            json: Print one JSON object.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "scenes check")
+    with _bar("checking") as progress:
+        report = api.check_scenes(given["path"], progress=progress)
+    _say(json.dumps(report) if given["json"] else "\n".join(report["lines"]))
+    return 0 if report["ok"] else 1
+
+
+def scenes_show(words: Sequence[str]) -> int:
+    """Draw a contact sheet."""
+
+    def options(
+        path: Word[Path], /, *, scene: str = "0", out: Path = Path("contact_sheet.png")
+    ) -> dict[str, Any]:
+        """Draw views, depth, boxes, plan and three questions of one scene.
+
+        Args:
+            path: A scene store.
+            scene: Scene id, or its number in the store.
+            out: PNG to write.
+        """
+        return locals()
+
+    from stillroom import api
+
+    _say(str(api.show_scene(**_parse(options, words, "scenes show"))))
+    return 0
+
+
+def _recipe_options(words: Sequence[str], verb: str, extra: Mapping[str, Any]) -> tuple[str, Any]:
+    """The recipe named first, and its options: every config field is a flag.
+
+    A wrong recipe name is reported before anything else is.
+    """
+    from stillroom import recipes
+
+    known = recipes.table(verb)
+    if not words or words[0].startswith("-"):
+        if "--help" in words or "-h" in words:
+            names = "\n".join(f"  {name:24} {_first_line(make)}" for name, make in known.items())
+            _say(f"usage: stillroom {verb} RECIPE [options]\n\nrecipes\n{names}")
+            sys.exit(0)
+        raise BadInputError(f"name a recipe first: stillroom {verb} {'|'.join(known)} ...")
+    if words[0] not in known:
+        raise BadInputError(_unknown("recipe", words[0], known))
+    config = known[words[0]]()
+    entries: list[Any] = []
+    for name, (kind, default, text) in extra.items():
+        annotated = Annotated[kind, tyro.conf.arg(help=text)]  # type: ignore[valid-type]
+        entries.append((name, annotated, field(default=default, kw_only=True)))
+    flat = Annotated[type(config), tyro.conf.arg(name="")]  # type: ignore[valid-type]
+    entries.append(("config", flat, field(default=config, kw_only=True)))
+    options = make_dataclass("Options", entries, frozen=True)
+    options.__doc__ = _first_line(known[words[0]])
+    return words[0], _parse(options, words[1:], f"{verb} {words[0]}")
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+_SCENES = (Path, MISSING, "Scene store to train on.")
+_OUT = (Path, MISSING, "Run folder; the same command goes on where it stopped.")
+
+
+def pretrain_encoder(words: Sequence[str]) -> int:
+    """Train a miniature encoder."""
+    return _train_verb("pretrain-encoder", words, {"scenes": _SCENES, "out": _OUT})
+
+
+def teach(words: Sequence[str]) -> int:
+    """Train a miniature teacher."""
+    return _train_verb("teach", words, {"scenes": _SCENES, "out": _OUT})
+
+
+def distill(words: Sequence[str]) -> int:
+    """Train a student."""
+    labels = (Path, MISSING, "Label store of the teacher.")
+    return _train_verb("distill", words, {"scenes": _SCENES, "labels": labels, "out": _OUT})
+
+
+def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> int:
+    _, options = _recipe_options(words, verb, extra)
+    from stillroom import api
+
+    logging.getLogger("stillroom").setLevel(logging.INFO)
+    run = {
+        "pretrain-encoder": api.pretrain_encoder,
+        "teach": api.teach,
+        "distill": api.distill,
+    }[verb]
+    folders = {name: getattr(options, name) for name in extra}
+    with _bar(verb) as progress:
+        _say(run(options.config, **folders, progress=progress))
+    return 0
+
+
+def label(words: Sequence[str]) -> int:
+    """Label scenes with a teacher."""
+
+    def options(
+        scenes: Word[Path],
+        /,
+        *,
+        teacher: str,
+        out: Path,
+        signals: tuple[Literal["answers", "topk_logits"], ...] = ("answers", "topk_logits"),
+        workers: int = 1,
+    ) -> dict[str, Any]:
+        """Let a teacher answer every question of every scene, once.
+
+        Args:
+            scenes: Scene store.
+            teacher: A shipped name, a folder, llava3d:FOLDER-OR-HUB-ID, or truth.
+            out: Folder of the label store.
+            signals: What to keep.
+            workers: Processes, one teacher each.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "label")
+    with _bar("labelling scenes") as progress:
+        done = api.label(**given, progress=progress)
+    _say(f"{given['out']} " + (f"labelled {done} scenes" if done else "was finished already"))
+    return 0
+
+
+def labels(words: Sequence[str]) -> int:
+    """Look into a label store."""
+
+    def options(action: Word[Literal["status", "verify"]], path: Word[Path], /) -> dict[str, Any]:
+        """Say what a label store holds, or whether every byte of it is as written.
+
+        Args:
+            action: status or verify.
+            path: Label store.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "labels")
+    ok, lines = api.look_at_labels(given["action"], given["path"])
+    _say("\n".join(lines))
+    return 0 if ok else 1
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """Score a model."""
+
+    def options(
+        model: Word[str],
+        scenes: Word[Path],
+        /,
+        *,
+        out: Path,
+        teacher: str | None = None,
+        labels: Path | None = None,
+        split: Literal["train", "val", "test", "shifted", "all"] = "test",
+        limit: int | None = None,
+        json: bool = False,
+    ) -> dict[str, Any]:
+        """Score a model on the questions of a split, beside truth and the cheap baselines.
+
+        Args:
+            model: A shipped name, a folder, a hub id, or kind:where (blind, majority, truth, shuffled:NAME).
+            scenes: Scene store.
+            out: Folder for results.json, items and report.html.
+            teacher: Model whose retention is measured.
+            labels: Label store that holds the teacher's answers already.
+            split: Which scenes.
+            limit: At most so many scenes.
+            json: Print the rows as JSON.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "evaluate")
+    as_json = given.pop("json")
+    with _bar("evaluating") as progress:
+        results = api.evaluate(**given, progress=progress)
+    if as_json:
+        _say(json.dumps(results["rows"]))
+    else:
+        from stillroom.evaluate.report import print_table
+
+        print_table(results)
+        _say(f"report: {given['out'] / 'report.html'}")
+    return 0
+
+
+def ask(words: Sequence[str]) -> int:
+    """Ask about photos."""
+
+    def options(
+        model: Word[str], photos: Word[Path], question: Word[str], /, *, json: bool = False
+    ) -> dict[str, Any]:
+        """Ask a model one question about a folder of photos or a capture.
+
+        Args:
+            model: student_mini, a checkpoint folder, or a hub id.
+            photos: Folder of photos, or a capture that scenes import reads.
+            question: What to ask.
+            json: Print one JSON object.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "ask")
+    as_json = given.pop("json")
+    answer = api.ask(**given)
+    _say(json.dumps({"question": given["question"], "answer": answer}) if as_json else answer)
+    return 0
+
+
+def params(words: Sequence[str]) -> int:
+    """Count parameters."""
+    from stillroom import api, recipes
+
+    known = recipes.table("distill")
+    if words and not words[0].startswith("-") and words[0] not in known:
+        raise BadInputError(_unknown("recipe", words[0], known))
+
+    def options(recipe: Word[str], /, *, json: bool = False) -> dict[str, Any]:
+        """Parameters of a recipe's student by part, counted without allocating.
+
+        Args:
+            recipe: Name of a distillation recipe.
+            json: Print one flat JSON object.
+        """
+        return locals()
+
+    given = _parse(options, words, "params")
+    table = api.params(given["recipe"])
+    if given["json"]:
+        _say(json.dumps(table))
+    else:
+        _say("\n".join(f"{name:24} {count:>15,}" for name, count in table.items()))
+    return 0
+
+
+def verify(words: Sequence[str]) -> int:
+    """Compare a port with recorded outputs."""
+
+    def options(
+        fixtures: Word[tuple[Path, ...]],
+        /,
+        *,
+        kind: Literal["llava3d", "vggt"] | None = None,
+    ) -> dict[str, Any]:
+        """Compare a port, stage by stage, with what the public release computed.
+
+        Args:
+            fixtures: Stems, .safetensors, .json files or folders.
+            kind: Which port; default is the parent folder's name.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "verify")
+    ok, lines = api.verify(given["fixtures"], kind=given["kind"])
+    _say("\n".join(lines))
+    return 0 if ok else 1
+
+
+def demo(words: Sequence[str]) -> int:
+    """Run the whole way."""
+
+    def options(*, out: Path = Path("runs/demo")) -> dict[str, Any]:
+        """Rooms, a real capture, labels, a student, a table and a report: the embedded default.
+
+        Args:
+            out: Folder of the run; the same command goes on where it stopped.
+        """
+        return locals()
+
+    from stillroom.demo import run_demo
+
+    run_demo(_parse(options, words, "demo")["out"])
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "scenes make": scenes_make,
+    "scenes import": scenes_import,
+    "scenes check": scenes_check,
+    "scenes show": scenes_show,
+    "pretrain-encoder": pretrain_encoder,
+    "teach": teach,
+    "label": label,
+    "labels": labels,
+    "distill": distill,
+    "evaluate": evaluate,
+    "ask": ask,
+    "params": params,
+    "verify": verify,
+    "demo": demo,
+}

@@ -1,0 +1,164 @@
+"""A model is a name: shipped, a folder, a hub id, or ``kind:where``.
+
+Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:`` and
+``shuffled:`` take a place or a name behind the colon; ``blind``, ``majority`` and ``truth`` stand
+alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from stillroom.records import Answerer, BadInputError, Teacher
+from stillroom.scenes.store import SceneStore
+
+MODELS = Path(__file__).with_name("models")
+SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
+BASELINES = ("blind", "majority", "truth")
+
+
+def locate(name: str) -> Path | str:
+    """The folder of a model name, or the hub id as it is.
+
+    Raises:
+        BadInputError: neither a shipped model, nor a folder, nor of a hub id's form.
+    """
+    if name in SHIPPED:
+        return MODELS / name
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not name.endswith("/"):
+        return name
+    raise BadInputError(
+        f"model not found: {name!r} is no shipped model ({', '.join(SHIPPED)}), no folder, and no "
+        "hub id (owner/name)"
+    )
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """("llava3d" | "student" | "shuffled" | a baseline, where)."""
+    head, colon, where = name.partition(":")
+    if name in BASELINES:
+        return name, ""
+    if colon and head in ("llava3d", "shuffled", "student"):
+        if not where:
+            raise BadInputError(f"{name!r} names no model behind the colon")
+        return head, where
+    place = locate(name)
+    if isinstance(place, Path) and _model_type(place) in ("llava_llama", "llava3d"):
+        return "llava3d", name
+    return "student", name
+
+
+def answerer(name: str, store: SceneStore, *, split: str) -> Answerer:
+    """Load whatever answers under that name; baselines are fitted on the store's train split."""
+    kind, where = kind_of(name)
+    if kind in BASELINES:
+        from stillroom.evaluate.baselines import baseline
+
+        return baseline(kind, store, split=split)
+    if kind == "shuffled":
+        from stillroom.evaluate.baselines import Shuffled
+
+        return Shuffled(answerer(where, store, split=split), store, split=split)
+    if kind == "llava3d":
+        return _llava3d(where)
+    from stillroom.students.session import StudentAnswerer
+
+    return StudentAnswerer.from_folder(locate(where))
+
+
+def teacher(name: str) -> Teacher:
+    """Load a teacher that labels.
+
+    Raises:
+        BadInputError: the name is no teacher's.
+    """
+    kind, where = kind_of(name)
+    if kind == "truth":
+        from stillroom.teachers.truth import TruthTeacher
+
+        return TruthTeacher()
+    if kind == "llava3d":
+        return _llava3d(where)
+    raise BadInputError(f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE or truth")
+
+
+def teacher_loader(name: str) -> Callable[[], Teacher]:
+    """``teacher(name)`` as an object that can be sent to another process."""
+    return _TeacherLoader(name)
+
+
+class _TeacherLoader:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self) -> Teacher:
+        return teacher(self.name)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What identifies a model in a fingerprint: its name and the hash of its weights and config."""
+    kind, where = kind_of(name)
+    if kind in BASELINES:
+        return {"name": name, "kind": kind}
+    place = locate(where)
+    revision = _revision(place) if isinstance(place, Path) else str(place)
+    shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
+    return {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+
+
+def parameters(name: str) -> int | None:
+    """All that a model's checkpoint holds; None for baselines and hub ids."""
+    kind, where = kind_of(name)
+    if kind in BASELINES or kind == "shuffled":
+        return None
+    place = locate(where)
+    return count_parameters(place) if isinstance(place, Path) else None
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in a folder's safetensors, read from their headers."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
+                size = 1
+                for length in tensors.get_slice(key).get_shape():
+                    size *= length
+                total += size
+    return total
+
+
+@lru_cache(maxsize=8)
+def _revision(folder: Path) -> str:
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.bin")])
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _llava3d(where: str) -> Any:
+    from stillroom.teachers.llava3d import LLaVA3DTeacher
+
+    return LLaVA3DTeacher.from_folder(locate(where))
+
+
+def _model_type(folder: Path) -> str:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise BadInputError(f"{folder} holds no model: config.json is missing")
+    try:
+        config = json.loads(file.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{file} is not readable JSON ({error})") from None
+    return str(config.get("model_type", "")) if isinstance(config, dict) else ""
