@@ -1,0 +1,124 @@
+"""A store's pictures as memory-mapped arrays: decoded once, read at random by every training.
+
+Cameras are moved into ``view0`` on the way. All scenes of a cache share view count and size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from stillroom.geometry.poses import view0_from_world
+from stillroom.records import BadInputError, Scene, content_hash
+from stillroom.scenes.store import SceneStore
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelCache:
+    """Arrays over the scenes of ``scene_ids``, in that order; lengths in metres."""
+
+    scene_ids: tuple[str, ...]
+    rgb: UInt8[np.ndarray, "n v 3 h w"]
+    # z-depth, 0 where there is none.
+    depth: Float[np.ndarray, "n v h w"]
+    # object_id per pixel, 0 for walls and floor.
+    instances: UInt8[np.ndarray, "n v h w"]
+    # Camera to view0, and intrinsics in pixels.
+    c2w: Float[np.ndarray, "n v 4 4"]
+    intrinsics: Float[np.ndarray, "n v 3 3"]
+
+    def __len__(self) -> int:
+        return len(self.scene_ids)
+
+
+_ARRAYS = {
+    "rgb": np.uint8,
+    "depth": np.float16,
+    "instances": np.uint8,
+    "c2w": np.float32,
+    "intrinsics": np.float32,
+}
+
+
+def cache_pixels(
+    store: SceneStore, folder: Path, *, split: str | None, progress: Progress | None = None
+) -> PixelCache:
+    """Decode the scenes of a split into ``folder``, or open what an earlier run decoded.
+
+    Raises:
+        BadInputError: no scene in the split, a view without depth or pose, or views of
+            different number or size.
+    """
+    ids = store.scene_ids(split)
+    if not ids:
+        raise BadInputError(f"{store.path} holds no scene of the split {split!r}")
+    home = folder / f"pixels-{split or 'all'}-{content_hash(ids)}"
+    if not home.exists():
+        _decode(store, ids, home, progress)
+    index = json.loads((home / "index.json").read_text())
+    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    return PixelCache(scene_ids=tuple(index["scene_ids"]), **arrays)
+
+
+def _decode(store: SceneStore, ids: list[str], home: Path, progress: Progress | None) -> None:
+    partial = home.with_name(f".{home.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    arrays: dict[str, np.memmap] = {}
+    for row, scene_id in enumerate(ids):
+        values = _scene_arrays(store.scene(scene_id))
+        for name, value in values.items():
+            if name not in arrays:
+                arrays[name] = np.lib.format.open_memmap(
+                    partial / f"{name}.npy",
+                    mode="w+",
+                    dtype=_ARRAYS[name],
+                    shape=(len(ids), *value.shape),
+                )
+            if arrays[name].shape[1:] != value.shape:
+                raise BadInputError(
+                    f"scene {scene_id} has {name} of shape {value.shape}, the scenes before it "
+                    f"{arrays[name].shape[1:]}; train on scenes of one kind"
+                )
+            arrays[name][row] = value
+        if progress is not None:
+            progress(row + 1, len(ids))
+    for array in arrays.values():
+        array.flush()
+    (partial / "index.json").write_text(json.dumps({"scene_ids": ids}))
+    os.replace(partial, home)
+
+
+def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
+    first = scene.views[0]
+    if first.c2w is None:
+        raise BadInputError(f"scene {scene.scene_id} has no poses; training needs posed views")
+    to_view0 = view0_from_world(first.c2w, scene.floor_z)
+    depth, poses, intrinsics, instances = [], [], [], []
+    for view in scene.views:
+        if view.depth is None or view.c2w is None or view.intrinsics is None:
+            raise BadInputError(
+                f"scene {scene.scene_id}, view {view.name}: training needs depth, pose and "
+                "intrinsics in every view"
+            )
+        depth.append(np.where(view.depth_valid, view.depth, 0.0))
+        poses.append(to_view0 @ view.c2w)
+        intrinsics.append(view.intrinsics)
+        blank = np.zeros(view.rgb.shape[:2], dtype=np.uint8)
+        instances.append(blank if view.instances is None else view.instances.astype(np.uint8))
+    return {
+        "rgb": np.stack([view.rgb.transpose(2, 0, 1) for view in scene.views]),
+        "depth": np.stack(depth),
+        "instances": np.stack(instances),
+        "c2w": np.stack(poses),
+        "intrinsics": np.stack(intrinsics),
+    }
