@@ -1,0 +1,28 @@
+# Four targets; each sets up what it needs in a fresh clone (.venv, wheels pinned by constraints.txt).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("stillroom needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: setup            ## the main job on the embedded default: about 10 minutes on 2 cores
+	$(BIN)/stillroom demo --out runs/demo
+
+test: setup            ## all tests but the slow and gpu ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
+
+check: setup           ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache
