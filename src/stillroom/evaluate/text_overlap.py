@@ -1,0 +1,86 @@
+"""ROUGE-1/2/L and BLEU-1..4 through the libraries whose numbers others print.
+
+ROUGE is rouge-score without stemming, per item; BLEU is sacrebleu over the whole corpus
+(tokenizer 13a, exponential smoothing), as a fraction. Where a truth has several renderings, ROUGE
+takes the best one and BLEU takes them all as references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from stillroom.evaluate.metrics import Overlap
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
+BLEU_ID = "sacrebleu, tokenizer 13a, exponential smoothing, corpus"
+ROUGE_ID = "rouge-score, no stemming, best rendering, mean over items"
+
+
+@lru_cache(maxsize=2)
+def _rouge_scorer(stem: bool) -> RougeScorer:
+    # Imported here: the library brings nltk, half a second that only evaluation should pay.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(ROUGE_KINDS), use_stemmer=stem)
+
+
+def rouge(prediction: str, reference: str, *, stem: bool = False) -> dict[str, Overlap]:
+    """ROUGE-1, -2 and -L of one text against one reference, with precision and recall."""
+    scores = _rouge_scorer(stem).score(reference, prediction)
+    return {
+        kind: Overlap(
+            precision=float(scores[kind].precision),
+            recall=float(scores[kind].recall),
+            f1=float(scores[kind].fmeasure),
+        )
+        for kind in ROUGE_KINDS
+    }
+
+
+def best_rouge(prediction: str, renderings: Sequence[str]) -> dict[str, Overlap]:
+    """Each ROUGE against the rendering that it agrees with most (by F1)."""
+    if not renderings:
+        raise ValueError("best_rouge needs at least one rendering to compare with")
+    scored = [rouge(prediction, rendering) for rendering in renderings]
+    return {kind: max((one[kind] for one in scored), key=lambda o: o.f1) for kind in ROUGE_KINDS}
+
+
+def bleu(predictions: Sequence[str], renderings: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Corpus BLEU-1..4 (0..1); BLEU-n weighs the orders 1 to n equally."""
+    if not predictions or len(predictions) != len(renderings):
+        raise ValueError(
+            f"BLEU needs one list of renderings per prediction, got {len(renderings)} "
+            f"for {len(predictions)}"
+        )
+    from sacrebleu.metrics.bleu import BLEU
+
+    depth = max(len(texts) for texts in renderings)
+    # sacrebleu wants one stream per reference; None marks a text that has fewer.
+    streams = [[texts[i] if i < len(texts) else None for texts in renderings] for i in range(depth)]
+    return {
+        f"bleu{order}": BLEU(max_ngram_order=order).corpus_score(list(predictions), streams).score
+        / 100.0
+        for order in (1, 2, 3, 4)
+    }
+
+
+def mean_overlap(overlaps: Sequence[Overlap]) -> Overlap:
+    """Mean of precision, recall and F1, each on its own (macro: F1 is not made from the means)."""
+    if not overlaps:
+        raise ValueError("no text was scored: a mean over nothing has no value")
+    n = len(overlaps)
+    return Overlap(
+        precision=sum(o.precision for o in overlaps) / n,
+        recall=sum(o.recall for o in overlaps) / n,
+        f1=sum(o.f1 for o in overlaps) / n,
+    )
+
+
+def mean_rouge(scored: Sequence[Mapping[str, Overlap]]) -> dict[str, Overlap]:
+    """``mean_overlap`` of each ROUGE."""
+    return {kind: mean_overlap([one[kind] for one in scored]) for kind in ROUGE_KINDS}
