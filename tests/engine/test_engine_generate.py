@@ -1,0 +1,299 @@
+"""Prefix, packed rows and greedy decoding agree with the plain computation, for three families."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from stillroom.engine.generate import greedy
+from stillroom.engine.mask import Kind, Visibility, attention_mask
+from stillroom.engine.packing import Packed, pack_questions, stack_rows
+from stillroom.engine.prefix import decoder_states, prefill
+
+ALL: tuple[Visibility, ...] = ("prefix", "full_prefix", "causal")
+EOS = 2
+WIDTH = 32
+
+
+def language_model(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    shared = {
+        "vocab_size": 40,
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        # Large, so that a tiny random model says different things to different questions.
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": EOS,
+    }
+    if family == "neox":
+        return GPTNeoXForCausalLM(GPTNeoXConfig(use_parallel_residual=False, **shared)).eval()
+    if family == "llama":
+        return LlamaForCausalLM(LlamaConfig(num_key_value_heads=4, **shared)).eval()
+    return Qwen2ForCausalLM(Qwen2Config(num_key_value_heads=2, **shared)).eval()
+
+
+@pytest.fixture(params=["neox", "llama", "qwen2"])
+def lm(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return language_model(request.param)
+
+
+def vision(n: int = 6) -> Tensor:
+    return torch.randn(1, n, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def prompts_of(lm: PreTrainedModel, questions: list[list[int]]) -> list[Tensor]:
+    return [lm.get_input_embeddings()(torch.tensor(q)).detach() for q in questions]
+
+
+QUESTIONS = [[7, 8, 9, 1], [5, 19], [11, 12, 13, 14, 15, 1], [3, 3, 31]]
+
+
+def plain_states(lm: PreTrainedModel, row: Packed, v: Tensor, visibility: Visibility) -> Tensor:
+    """Every position of single rows or a batch of them, no cache, ``[b l d]``."""
+    if row.kind.ndim == 1:
+        row = stack_rows([row])
+    embeds = lm.get_input_embeddings()(row.ids).detach()
+    embeds[:, : v.shape[1]] = v
+    mask = attention_mask(row.kind, row.segment, row.position, visibility=visibility)
+    return decoder_states(lm, embeds, mask=mask, position=row.position)
+
+
+def plain_greedy(
+    lm: PreTrainedModel, v: Tensor, question: list[int], visibility: Visibility, steps: int
+) -> list[int]:
+    """The answer by reading the whole row again for every token."""
+    answer: list[int] = []
+    for _ in range(steps):
+        row = pack_questions([(question, answer)], prefix_length=v.shape[1])
+        with torch.no_grad():
+            states = plain_states(lm, row, v, visibility)
+            answer.append(int(lm.get_output_embeddings()(states[0, -1]).argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("visibility", ALL)
+def test_with_and_without_cache_one_by_one_and_together_say_the_same(
+    lm: PreTrainedModel, visibility: Visibility
+) -> None:
+    v = vision()
+    prefix = prefill(lm, v, visibility=visibility)
+    prompts = prompts_of(lm, QUESTIONS)
+    settings = {"visibility": visibility, "max_new_tokens": 7, "eos_id": -1}
+    together = [d.ids for d in greedy(lm, prefix, prompts, **settings)]
+    alone = [greedy(lm, prefix, [p], **settings)[0].ids for p in prompts]
+    by_twos = [d.ids for d in greedy(lm, prefix, prompts, chunk=2, **settings)]
+    assert together == alone == by_twos
+    assert together == [plain_greedy(lm, v, q, visibility, 7) for q in QUESTIONS]
+    assert len({tuple(ids) for ids in together}) > 1  # else the test could not fail
+
+
+def test_an_ended_question_stops_and_the_others_go_on(lm: PreTrainedModel) -> None:
+    prefix = prefill(lm, vision(), visibility="prefix")
+    prompts = prompts_of(lm, QUESTIONS)
+    free = greedy(lm, prefix, prompts, visibility="prefix", max_new_tokens=6, eos_id=-1)
+    # What the first question says second ends answers from here on.
+    eos = free[0].ids[1]
+    ended = greedy(lm, prefix, prompts, visibility="prefix", max_new_tokens=6, eos_id=eos)
+    for full, cut in zip(free, ended, strict=True):
+        expected = full.ids[: full.ids.index(eos) + 1] if eos in full.ids else full.ids
+        assert cut.ids == expected
+
+
+@pytest.mark.parametrize("visibility", ["prefix", "causal"])
+def test_a_prefix_is_not_changed_by_its_questions(visibility: Visibility) -> None:
+    lm = language_model("neox")
+    prefix = prefill(lm, vision(), visibility=visibility)
+    before = [(k.clone(), v.clone()) for k, v in prefix.layers]
+    for question in QUESTIONS[:2]:
+        greedy(
+            lm,
+            prefix,
+            prompts_of(lm, [question]),
+            visibility=visibility,
+            max_new_tokens=3,
+            eos_id=EOS,
+        )
+    for (k0, v0), (k1, v1) in zip(before, prefix.layers, strict=True):
+        assert torch.equal(k0, k1)
+        assert torch.equal(v0, v1)
+
+
+def keys_and_values(
+    lm: PreTrainedModel, row: Packed, v: Tensor, visibility: Visibility
+) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of V when a question is read along with it."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    embeds = lm.get_input_embeddings()(row.ids[None]).detach()
+    embeds[:, : v.shape[1]] = v
+    mask = attention_mask(
+        row.kind[None], row.segment[None], row.position[None], visibility=visibility
+    )
+    with torch.no_grad():
+        decoder_states(lm, embeds, mask=mask, position=row.position[None], cache=cache)
+    n = v.shape[1]
+    return [(layer.keys[:, :, :n], layer.values[:, :, :n]) for layer in cache.layers]
+
+
+@pytest.mark.parametrize("visibility", ["prefix", "causal"])
+def test_keys_and_values_of_vision_are_bit_equal_under_two_questions(
+    lm: PreTrainedModel, visibility: Visibility
+) -> None:
+    v = vision()
+    first, second = (
+        keys_and_values(
+            lm, pack_questions([(q, [4, 2])], prefix_length=6, slots=2, pad_to=16), v, visibility
+        )
+        for q in ([7, 8, 9], [20, 21])
+    )
+    for (k0, v0), (k1, v1) in zip(first, second, strict=True):
+        assert torch.equal(k0, k1)
+        assert torch.equal(v0, v1)
+
+
+def test_vision_knows_the_question_under_full_prefix() -> None:
+    lm, v = language_model("neox"), vision()
+    first, second = (
+        keys_and_values(lm, pack_questions([(q, [2])], prefix_length=6), v, "full_prefix")
+        for q in ([7, 8, 9], [20, 21, 9])
+    )
+    assert not torch.equal(first[-1][0], second[-1][0])
+
+
+@pytest.mark.parametrize(
+    ("visibility", "slot_position", "knows"),
+    [
+        ("prefix", "before", True),
+        ("full_prefix", "before", True),
+        ("causal", "before", False),
+        ("causal", "after", True),
+    ],
+)
+def test_thinking_slots_know_the_question_unless_causal_and_before_it(
+    lm: PreTrainedModel, visibility: Visibility, slot_position: str, knows: bool
+) -> None:
+    v = vision()
+    states = []
+    for question in ([7, 8, 9], [20, 21, 9]):
+        row = pack_questions(
+            [(question, [2])],
+            prefix_length=6,
+            slots=2,
+            slot_position=slot_position,  # type: ignore[arg-type]
+        )
+        with torch.no_grad():
+            states.append(plain_states(lm, row, v, visibility)[0, row.kind == Kind.T])
+    assert torch.equal(states[0], states[1]) is not knows
+
+
+@pytest.mark.parametrize("visibility", ["prefix", "causal"])
+def test_a_packed_question_is_computed_as_if_alone(
+    lm: PreTrainedModel, visibility: Visibility
+) -> None:
+    v, pairs = vision(), [(q, [9, 10, 2]) for q in QUESTIONS]
+    packed = pack_questions(pairs, prefix_length=6, slots=2, pad_to=64)
+    with torch.no_grad():
+        together = plain_states(lm, packed, v, visibility)[0]
+        for index, pair in enumerate(pairs, start=1):
+            row = pack_questions([pair], prefix_length=6, slots=2)
+            alone = plain_states(lm, row, v, visibility)[0]
+            torch.testing.assert_close(
+                together[packed.segment == index], alone[6:], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_a_row_with_fewer_vision_tokens_is_not_touched_by_its_padding(
+    lm: PreTrainedModel,
+) -> None:
+    v = vision()
+    rows = [
+        pack_questions([(QUESTIONS[0], [9, 2])], prefix_length=6),
+        pack_questions([(QUESTIONS[1], [9, 2])], prefix_length=4),
+    ]
+    short = torch.cat([v[:, :4], torch.full((1, 2, WIDTH), 50.0)], dim=1)
+    with torch.no_grad():
+        batch = plain_states(lm, stack_rows(rows), torch.cat([v, short]), "prefix")
+        alone = plain_states(lm, rows[1], v[:, :4], "prefix")
+    torch.testing.assert_close(batch[1, 6:10], alone[0, 4:], rtol=1e-4, atol=1e-5)
+
+
+def test_top_logits_are_those_of_a_plain_reading(lm: PreTrainedModel) -> None:
+    v, question = vision(), QUESTIONS[0]
+    prefix = prefill(lm, v, visibility="prefix")
+    (said,) = greedy(
+        lm,
+        prefix,
+        prompts_of(lm, [question]),
+        visibility="prefix",
+        max_new_tokens=5,
+        eos_id=EOS,
+        topk=4,
+    )
+    assert said.topk_ids is not None
+    assert said.topk_logits is not None
+    assert said.logsumexp is not None
+    row = pack_questions([(question, said.ids)], prefix_length=6)
+    with torch.no_grad():
+        states = plain_states(lm, row, v, "prefix")[0][row.labels != -100]
+        logits = lm.get_output_embeddings()(states)
+    best = logits.topk(4)
+    assert said.topk_ids.shape == (len(said.ids), 4)
+    assert said.topk_ids[:, 0].tolist() == said.ids
+    torch.testing.assert_close(
+        torch.from_numpy(said.topk_logits), best.values, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(said.logsumexp), logits.logsumexp(-1), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_eager_attention_gives_what_sdpa_gives() -> None:
+    v, answers = vision(), []
+    for implementation in ("sdpa", "eager"):
+        lm = language_model("neox")
+        lm.set_attn_implementation(implementation)
+        prefix = prefill(lm, v, visibility="prefix")
+        said = greedy(
+            lm,
+            prefix,
+            prompts_of(lm, QUESTIONS),
+            visibility="prefix",
+            max_new_tokens=5,
+            eos_id=EOS,
+        )
+        answers.append([d.ids for d in said])
+    assert answers[0] == answers[1]
+
+
+def test_a_prefix_made_under_another_visibility_is_refused() -> None:
+    lm = language_model("neox")
+    prefix = prefill(lm, vision(), visibility="causal")
+    with pytest.raises(ValueError, match="made for causal, not for prefix"):
+        greedy(
+            lm,
+            prefix,
+            prompts_of(lm, QUESTIONS),
+            visibility="prefix",
+            max_new_tokens=1,
+            eos_id=EOS,
+        )
+
+
+def test_no_questions_no_answers() -> None:
+    lm = language_model("neox")
+    prefix = prefill(lm, vision(), visibility="prefix")
+    assert greedy(lm, prefix, [], visibility="prefix", max_new_tokens=4, eos_id=EOS) == []
