@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.records import BadInputError, Question, Signal, Teacher, content_hash
+from stillroom.records import BadInputError, Signal, Teacher, content_hash
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.teachers import label_store
 
@@ -60,8 +60,8 @@ def label_scenes(
     report = _counter(progress, len(ids), len(ids) - sum(len(_shard(ids, i)) for i in missing))
     job = _Job(scenes=scenes, out=out, load_teacher=load_teacher, signals=tuple(signals))
     if workers <= 1 or len(missing) <= 1:
-        for _, scenes_done in job.run(missing):
-            report(scenes_done)
+        for index in missing:
+            report(job(index))
     else:
         _run_parallel(job, missing, workers, report)
     return sum(len(_shard(ids, index)) for index in missing)
@@ -85,7 +85,7 @@ def _counter(progress: Progress | None, total: int, before: int) -> Callable[[in
 
 
 class _Job:
-    """Labels given shards of one store with one teacher; travels to worker processes whole."""
+    """Labels shards of one store with one teacher; travels to worker processes whole."""
 
     def __init__(
         self,
@@ -97,44 +97,48 @@ class _Job:
     ) -> None:
         self.scenes, self.out = scenes, out
         self.load_teacher, self.signals = load_teacher, signals
-
-    def run(self, shards: Sequence[int]) -> Any:
-        """Label the shards one by one, yielding (shard, scenes in it)."""
-        if not shards:
-            return
-        store = open_store(self.scenes)
-        teacher = self.load_teacher()
-        ids = store.scene_ids()
-        for index in shards:
-            labels = []
-            for scene_id in _shard(ids, index):
-                questions: list[Question] = store.questions(scene_id)
-                labels += teacher.label(store.scene(scene_id), questions, self.signals)
-            label_store.write_shard(self.out, index, labels)
-            yield index, len(_shard(ids, index))
+        self._opened: tuple[SceneStore, Teacher] | None = None
 
     def __call__(self, shard: int) -> int:
-        global _worker_teacher
-        if _worker_teacher is None:
-            _worker_teacher = self.load_teacher()
-        teacher = _worker_teacher
-        single = _Job(
-            scenes=self.scenes, out=self.out, load_teacher=lambda: teacher, signals=self.signals
-        )
-        return sum(scenes for _, scenes in single.run([shard]))
-
-
-#: One teacher per worker process, loaded with its first shard.
-_worker_teacher: Teacher | None = None
+        """Label one shard; the number of scenes in it. The teacher is loaded with the first."""
+        if self._opened is None:
+            self._opened = open_store(self.scenes), self.load_teacher()
+        store, teacher = self._opened
+        ids = _shard(store.scene_ids(), shard)
+        labels = [
+            label
+            for scene_id in ids
+            for label in teacher.label(
+                store.scene(scene_id), store.questions(scene_id), self.signals
+            )
+        ]
+        label_store.write_shard(self.out, shard, labels)
+        return len(ids)
 
 
 def _run_parallel(
     job: _Job, shards: Sequence[int], workers: int, report: Callable[[int], None]
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(shards)), initializer=_one_thread) as pool:
-        for scenes in pool.imap_unordered(job, shards):
+    workers = min(workers, len(shards))
+    with context.Pool(workers, initializer=_begin_worker, initargs=(job,)) as pool:
+        for scenes in pool.imap_unordered(_work, shards):
             report(scenes)
+
+
+#: The job of a worker process: it keeps its teacher between shards.
+_job: _Job | None = None
+
+
+def _begin_worker(job: _Job) -> None:
+    global _job
+    _one_thread()
+    _job = job
+
+
+def _work(shard: int) -> int:
+    assert _job is not None, "a worker begins with _begin_worker"
+    return _job(shard)
 
 
 def _one_thread() -> None:

@@ -157,8 +157,8 @@ class LabelStore:
             return pq.read_table(path).to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise BadInputError(
-                f"{path} is truncated or not a Parquet shard ({str(error).splitlines()[0]}); delete "
-                "it and run the labelling again"
+                f"{path} is truncated or not a Parquet shard ({str(error).splitlines()[0]}); "
+                "delete it and run the labelling again"
             ) from None
 
     def _label(self, index: int, row: dict[str, Any]) -> TeacherLabel:
@@ -213,8 +213,17 @@ def _ledger(out: Path) -> dict[int, dict[str, Any]]:
     return lines
 
 
+def _end_torn_line(ledger: Path) -> None:
+    """A kill may leave half a line; the next must not be glued to it."""
+    if ledger.exists() and not ledger.read_bytes().endswith(b"\n"):
+        with ledger.open("ab") as sink:
+            sink.write(b"\n")
+
+
 def _stack(arrays: Sequence[np.ndarray | None], dtype: type) -> np.ndarray:
-    present = [np.asarray(array, dtype=dtype) for array in arrays if array is not None]
+    present: list[np.ndarray] = [
+        np.asarray(array, dtype=dtype) for array in arrays if array is not None
+    ]
     return np.concatenate(present) if present else np.zeros((0,), dtype=dtype)
 
 

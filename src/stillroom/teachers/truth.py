@@ -1,4 +1,4 @@
-"""The teacher that reads the answer from geometry: an upper bound, and a control for distillation."""
+"""The teacher that reads the answer from geometry: an upper bound and a control."""
 
 from __future__ import annotations
 

@@ -1,0 +1,207 @@
+"""The whole way in one run: rooms and a real capture in, a distilled student and a report out.
+
+Every stage is the verb of the same name with the embedded default, and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stillroom import api, recipes, registry
+from stillroom.records import BadInputError, Question
+
+#: Rooms of the demo and their seed: far from those that the shipped models were trained on.
+ROOMS, SEED = 1500, 2026
+
+#: The committed capture, beside the package in a checkout.
+CAPTURE = Path(__file__).parents[2] / "tests" / "fixtures" / "captures" / "tum_fr3_cabinet"
+
+#: Steps of the short distillation on the capture: enough to see the loss fall, no more.
+CAPTURE_STEPS = 20
+
+HONEST = (
+    "teacher_mini and student_mini were trained on made rooms only. A photo of a real room is far "
+    "outside what they know: they are not expected to be right here, and this section shows how "
+    "wrong they are. It shows that a real capture goes through the same commands."
+)
+
+
+@dataclass
+class _Console:
+    """Where stages are announced: bars on a terminal, one line a stage elsewhere."""
+
+    began: float
+    times: dict[str, float]
+
+    @contextlib.contextmanager
+    def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """A named stage with a progress callback; its seconds are kept and shown."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        started = time.monotonic()
+        columns = (
+            TextColumn("{task.description:28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            Remaining(),
+        )
+        if sys.stderr.isatty():
+            with Progress(*columns, console=Console(stderr=True)) as bars:
+                task = bars.add_task(title, total=None)
+                yield lambda done, total: bars.update(task, completed=done, total=total)
+        else:
+            yield lambda done, total: None
+        self.times[title] = round(time.monotonic() - started, 1)
+        if not sys.stderr.isatty():
+            sys.stdout.write(f"{title:28} {self.times[title]:7.1f} s\n")
+            sys.stdout.flush()
+
+
+def run_demo(out: Path) -> dict[str, Any]:
+    """Run or resume the demo in ``out``; its results, also in ``out/results.json``."""
+    console = _Console(began=time.monotonic(), times={})
+    config = recipes.table("distill")["mini_cpu"]()
+    with console.stage("make rooms") as progress:
+        api.make_scenes(out / "rooms", count=ROOMS, seed=SEED, progress=progress)
+    with console.stage("label with teacher_mini") as progress:
+        api.label(
+            out / "rooms", teacher="teacher_mini", out=out / "labels", workers=2, progress=progress
+        )
+    with console.stage("distil mini_cpu") as progress:
+        api.distill(
+            config,
+            scenes=out / "rooms",
+            labels=out / "labels",
+            out=out / "distill",
+            progress=progress,
+        )
+    with console.stage("evaluate") as progress:
+        results = _evaluate(out, console, progress)
+    with console.stage("a real capture"):
+        capture = _capture(out, config)
+    _finish(out, results, capture, console)
+    return results
+
+
+def _evaluate(out: Path, console: _Console, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    from stillroom.evaluate.run import evaluate
+    from stillroom.scenes.store import open_store
+
+    store, split = open_store(out / "rooms"), "test"
+    student = str(out / "distill" / "student")
+
+    def load(name: str) -> Callable[[], Any]:
+        return lambda: registry.answerer(name, store, split=split)
+
+    rows = {
+        "truth": load("truth"),
+        "teacher": api.teacher_answers(None, out / "labels", store, split),
+        "student": load(student),
+        "majority": load("majority"),
+        "shuffled": load(f"shuffled:{student}"),
+        "blind": load("blind"),
+    }
+    meta = api.run_meta(
+        console.began,
+        seeds={"rooms": SEED, "distill": 0},
+        parameters={
+            "teacher": registry.parameters("teacher_mini"),
+            "student": registry.parameters(student),
+        },
+        stages=console.times,
+    )
+    return evaluate(
+        rows,
+        store,
+        split=split,
+        out=out,
+        teacher_row="teacher",
+        student_row="student",
+        meta=meta,
+        progress=progress,
+    )
+
+
+def _capture(out: Path, config: Any) -> dict[str, Any]:
+    """Import, check, label, distil on and ask about the committed capture."""
+    from stillroom.scenes.capture_questions import capture_questions
+    from stillroom.scenes.importers import import_capture, write_import
+    from stillroom.scenes.store import open_store
+    from stillroom.students.session import StudentAnswerer
+    from stillroom.teachers.label_store import open_labels
+
+    if not CAPTURE.is_dir():
+        raise BadInputError(
+            f"the committed capture is missing ({CAPTURE.name} under tests/fixtures/captures); run "
+            "the demo from a checkout"
+        )
+    folder = out / "capture"
+    scenes = folder / "scenes"
+    if not scenes.exists():
+        imported = import_capture(CAPTURE)
+        write_import(imported, scenes, questions=capture_questions(imported.scene))
+    check = api.check_scenes(scenes)
+    api.label(scenes, teacher="teacher_mini", out=folder / "labels")
+    steps = replace(config.train, steps=CAPTURE_STEPS, scenes_per_step=1, evaluate_every=0)
+    student = out / "distill" / "student"
+    tuned = replace(
+        config, train=steps, start_from=str(student), train_split="test", validation_split="test"
+    )
+    api.distill(tuned, scenes=scenes, labels=folder / "labels", out=folder / "distill")
+    scene = next(open_store(scenes).iter_scenes())
+    questions: list[Question] = open_store(scenes).questions()
+    before = StudentAnswerer.from_folder(student).open(scene)
+    after = StudentAnswerer.from_folder(folder / "distill" / "student").open(scene)
+    teacher = open_labels(folder / "labels").answers()
+    first, second = before.answer(questions), after.answer(questions)
+    return {
+        "title": f"tests/fixtures/captures/{CAPTURE.name}",
+        "statement": HONEST,
+        "check": check["lines"],
+        "scene": scene,
+        "geometry": before.geometry(),
+        "answers": [
+            {
+                "question": question.question,
+                "teacher": teacher[question.question_id],
+                "student": a.text,
+                "student after distilling on it": b.text,
+            }
+            for question, a, b in zip(questions, first, second, strict=True)
+        ],
+        "log": folder / "distill" / "log.jsonl",
+    }
+
+
+def _finish(out: Path, results: dict[str, Any], capture: dict[str, Any], console: _Console) -> None:
+    from stillroom.evaluate.report import print_table, write_report
+    from stillroom.scenes.store import open_store
+
+    results["meta"] |= {
+        "stages": console.times,
+        "seconds": round(time.monotonic() - console.began, 1),
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    report = write_report(
+        results,
+        out=out,
+        store=open_store(out / "rooms"),
+        log=out / "distill" / "log.jsonl",
+        student=lambda: registry.answerer(
+            str(out / "distill" / "student"), open_store(out / "rooms"), split="test"
+        ),
+        capture=capture,
+    )
+    print_table(results)
+    sys.stdout.write(f"{out / 'results.json'}\nreport: {report}\n")

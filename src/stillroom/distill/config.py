@@ -1,0 +1,104 @@
+"""What a distillation is: the student, what it learns from, and how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from stillroom.records import BadInputError
+from stillroom.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from stillroom.students.config import StillroomConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSizes:
+    """The trainable part of the student; the encoder brings its own sizes."""
+
+    # Width of the language model.
+    hidden_size: int = 128
+    # Layers of the language model.
+    layers: int = 3
+    # Attention heads of the language model.
+    heads: int = 4
+    # Inner width of its feed-forward layers.
+    intermediate_size: int = 512
+    # One matrix for token embedding and output.
+    tie_embeddings: bool = True
+    # Vision tokens per view: this many rows and columns.
+    vision_grid: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotConfig:
+    """The latent thinking slots."""
+
+    # learned (Hidden CoT), frozen_random, filler (one embedding and positions), or none.
+    kind: Literal["learned", "frozen_random", "filler", "none"] = "learned"
+    # How many; 0 is none.
+    count: int = 8
+    # Before the question (the paper) or after it.
+    position: Literal["before", "after"] = "before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Which terms teach the student, and how they are weighed."""
+
+    # Share of the KL to the teacher's top-k logits beside the cross-entropy of its answer.
+    kl_alpha: float = 0.5
+    # Softens both sides of the KL.
+    temperature: float = 2.0
+    # Depth terms on the connector's tokens: bins, regression, soft bins.
+    depth: bool = True
+    # uncertainty: learned bounded weights (the paper's Eq. 2); static: all terms weigh 1.
+    weighting: Literal["uncertainty", "static"] = "uncertainty"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """One distillation run: student, labels, losses, budget."""
+
+    train: TrainConfig
+    student: StudentSizes = field(default_factory=StudentSizes)
+    slots: SlotConfig = field(default_factory=SlotConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    # Who sees whom: prefix shares V among questions; causal is the papers' literal reading.
+    mask: Literal["prefix", "full_prefix", "causal"] = "prefix"
+    # The geometry encoder: a shipped name, a folder, or a hub id. Frozen.
+    encoder: str = "encoder_mini"
+    # False hides the pictures: the retrained blind student.
+    vision: bool = True
+    # Go on from this checkpoint instead of from scratch; empty is from scratch.
+    start_from: str = ""
+    # Questions of a scene that share one row.
+    questions_per_scene: int = 16
+    # Chance that the scene's description joins its row.
+    description_share: float = 0.25
+    # Chance that each question of VSI-Bench's tasks joins its row.
+    other_share: float = 0.5
+    # Scenes trained on.
+    train_split: Literal["train", "val", "test", "shifted"] = "train"
+    # Scenes whose answer cross-entropy picks the best checkpoint.
+    validation_split: Literal["train", "val", "test", "shifted"] = "val"
+    # At most so many validation scenes per evaluation.
+    validation_scenes: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a sentence."""
+        if self.slots.kind == "none" and self.slots.count:
+            raise BadInputError("slots.kind is none but slots.count is not 0; set one of them")
+        if self.questions_per_scene < 1:
+            raise BadInputError(
+                f"questions_per_scene must be at least 1, got {self.questions_per_scene}"
+            )
+        for name in ("description_share", "other_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
+
+    def student_config(self) -> StillroomConfig:
+        """The transformers config of the student this run trains."""
+        from stillroom.distill.build import student_config
+
+        return student_config(self)

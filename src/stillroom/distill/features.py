@@ -1,0 +1,129 @@
+"""The frozen encoder's view of every scene, computed once and memory-mapped from then on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stillroom.records import BadInputError, Scene, content_hash
+from stillroom.scenes.store import SceneStore
+
+if TYPE_CHECKING:
+    from stillroom.students.model import StillroomStudent
+    from stillroom.students.processor import StillroomProcessor
+
+Progress = Callable[[int, int], None]
+
+#: Scenes that share one encoder pass while the cache is made.
+SCENES_PER_PASS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache:
+    """Arrays over the scenes of ``scene_ids``, in that order, pooled to the connector's grid."""
+
+    scene_ids: tuple[str, ...]
+    # Patch tokens of the round that the connector reads.
+    tokens: Float[np.ndarray, "n v p d"]
+    # The encoder's own depth [m] per cell.
+    own_depth: Float[np.ndarray, "n v g g"]
+    # Measured depth [m] per cell, 0 where less than half of the cell has any.
+    true_depth: Float[np.ndarray, "n v g g"]
+
+    def rows(self, scene_ids: Sequence[str]) -> list[int]:
+        """Rows of scenes, in their order."""
+        place = {scene_id: row for row, scene_id in enumerate(self.scene_ids)}
+        return [place[scene_id] for scene_id in scene_ids]
+
+
+_ARRAYS = ("tokens", "own_depth", "true_depth")
+
+
+def cache_features(
+    student: StillroomStudent,
+    processor: StillroomProcessor,
+    store: SceneStore,
+    scene_ids: Sequence[str],
+    folder: Path,
+    *,
+    encoder: str,
+    progress: Progress | None = None,
+) -> FeatureCache:
+    """Run the encoder over scenes once and keep what the connector reads, in half precision.
+
+    ``encoder`` names the encoder's revision: another encoder, another cache.
+    """
+    home = folder / f"features-{content_hash([encoder, *scene_ids])}"
+    if not home.exists():
+        partial = home.with_name(f".{home.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _fill(student, processor, store, scene_ids, partial, progress)
+        (partial / "index.json").write_text(json.dumps({"scene_ids": list(scene_ids)}))
+        os.replace(partial, home)
+    index = json.loads((home / "index.json").read_text())
+    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    return FeatureCache(scene_ids=tuple(index["scene_ids"]), **arrays)
+
+
+@torch.no_grad()
+def _fill(
+    student: StillroomStudent,
+    processor: StillroomProcessor,
+    store: SceneStore,
+    scene_ids: Sequence[str],
+    home: Path,
+    progress: Progress | None,
+) -> None:
+    student.eval()
+    arrays: dict[str, np.memmap] = {}
+    for start in range(0, len(scene_ids), SCENES_PER_PASS):
+        scenes = [store.scene(key) for key in scene_ids[start : start + SCENES_PER_PASS]]
+        images = torch.stack([processor.images([v.rgb for v in scene.views]) for scene in scenes])
+        features = student.features(images)
+        grid = student.config.vision_grid
+        values = {
+            "tokens": features.tokens,
+            "own_depth": features.depth,
+            "true_depth": torch.stack([_true_depth(scene, processor, grid) for scene in scenes]),
+        }
+        for name, value in values.items():
+            array = value.to(torch.float16).numpy()
+            if name not in arrays:
+                shape = (len(scene_ids), *array.shape[1:])
+                arrays[name] = np.lib.format.open_memmap(
+                    home / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
+                )
+            if arrays[name].shape[1:] != array.shape[1:]:
+                raise BadInputError(
+                    f"scenes from {scene_ids[start]} on have {name} of shape {array.shape[1:]}, "
+                    f"those before {arrays[name].shape[1:]}; distil on scenes of one kind"
+                )
+            arrays[name][start : start + len(scenes)] = array
+        if progress is not None:
+            progress(start + len(scenes), len(scene_ids))
+    for array in arrays.values():
+        array.flush()
+
+
+def _true_depth(
+    scene: Scene, processor: StillroomProcessor, grid: int
+) -> Float[Tensor, "v grid grid"]:
+    """Mean measured depth per cell, in the crop that the encoder sees; 0 where unmeasured."""
+    maps = processor.depth(
+        [np.zeros(v.rgb.shape[:2], np.float32) if v.depth is None else v.depth for v in scene.views]
+    )
+    known = (maps > 0).float()
+    share = torch.nn.functional.adaptive_avg_pool2d(known, grid)
+    mean = torch.nn.functional.adaptive_avg_pool2d(maps, grid) / share.clamp_min(1e-6)
+    return torch.where(share >= 0.5, mean, torch.zeros_like(mean))

@@ -1,0 +1,71 @@
+"""The embedded default: the whole way on two CPU cores, with made rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from stillroom.distill.config import DistillConfig
+from stillroom.distill.pretrain import PretrainConfig
+from stillroom.teachers.teach import TeachConfig
+from stillroom.training.config import TrainConfig
+
+
+def pretrain_cpu() -> PretrainConfig:
+    """encoder_mini: a VGGT of 1.7 M parameters on depth, points, cameras and patch objects."""
+    return PretrainConfig(
+        train=TrainConfig(
+            steps=3000,
+            scenes_per_step=8,
+            learning_rate=1.2e-3,
+            evaluate_every=250,
+            save_every=100,
+        )
+    )
+
+
+def pretrain_cpu_no_objects() -> PretrainConfig:
+    """Ablation: encoder_mini without the per-patch object targets."""
+    return replace(pretrain_cpu(), object_targets=False)
+
+
+def teach_cpu() -> TeachConfig:
+    """teacher_mini: a LLaVA-3D of 5.8 M parameters, taught from truth with depth and poses."""
+    return TeachConfig(
+        train=TrainConfig(
+            steps=3000,
+            scenes_per_step=8,
+            learning_rate=1.2e-3,
+            evaluate_every=250,
+            save_every=100,
+        )
+    )
+
+
+def mini_cpu() -> DistillConfig:
+    """The embedded default: 1.7 M student, K = 8 learned slots, prefix mask; minutes on 2 cores."""
+    return DistillConfig(
+        train=TrainConfig(
+            steps=1200,
+            scenes_per_step=8,
+            learning_rate=2e-3,
+            evaluate_every=200,
+            save_every=100,
+        )
+    )
+
+
+def mini_cpu_blind() -> DistillConfig:
+    """Control: mini_cpu without its pictures, the stronger of the two blind rows."""
+    return replace(mini_cpu(), vision=False)
+
+
+PRETRAIN: Mapping[str, Callable[[], PretrainConfig]] = {
+    "mini_cpu": pretrain_cpu,
+    "mini_cpu_no_objects": pretrain_cpu_no_objects,
+}
+TEACH: Mapping[str, Callable[[], TeachConfig]] = {"mini_cpu": teach_cpu}
+DISTILL: Mapping[str, Callable[[], DistillConfig]] = {
+    "mini_cpu": mini_cpu,
+    "mini_cpu_blind": mini_cpu_blind,
+}
