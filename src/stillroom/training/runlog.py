@@ -1,0 +1,206 @@
+"""A run's folder and its log; imports no torch.
+
+``settings.json`` is written first and fingerprints the run, ``log.jsonl`` gets a line per step and
+per evaluation, ``result.json`` is written last. The rest of the folder is ``checkpoint.py``'s.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom.records import BadInputError
+from stillroom.training.config import TrainConfig
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run came to. ``best`` is the smallest value of the run's ``best_by``."""
+
+    # Steps done; fewer than asked for if the run stopped early.
+    steps: int
+    stopped_early: bool
+    # Without an evaluation there is no best: the weights are then the last.
+    best: float | None
+    best_step: int
+    # Everything the evaluation at ``best_step`` said.
+    metrics: dict[str, float] = field(default_factory=dict)
+    # Training time over all sittings, evaluations included.
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A folder that is known to hold this run and no other."""
+
+    path: Path
+    # Set if the run had already been finished.
+    finished: TrainResult | None
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """All that a killed run goes on from."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def weights(self) -> Path:
+        """The best weights so far."""
+        return self.path / "best.safetensors"
+
+    def finish(self, result: TrainResult) -> None:
+        """Write down that there is nothing left to do."""
+        _write_atomically(self.path / "result.json", _as_text(asdict(result)))
+
+
+def open_run(out: Path, *, config: TrainConfig, settings: Mapping[str, Any]) -> RunFolder:
+    """The folder of this run: new, or of equal settings and then gone on with.
+
+    ``settings`` is JSON-able and names all else that shapes the run: recipe, data, labels.
+    Callers with costly preparations open the run first; ``train`` opening it again is harmless.
+
+    Raises:
+        BadInputError: ``out`` holds something else; nothing was touched.
+    """
+    record = json.loads(
+        _as_text({"version": VERSION, "train": asdict(config), "settings": dict(settings)})
+    )
+    path = out / "settings.json"
+    if out.exists() and not out.is_dir():
+        raise BadInputError(f"{out} is a file, a folder is needed. Choose another --out.")
+    if path.exists():
+        difference = _first_difference(_read_json(path, out), record)
+        if difference:
+            raise BadInputError(
+                f"{out} holds a run with other settings ({difference}). Choose another --out."
+            )
+    elif out.exists() and any(not file.name.endswith(".partial") for file in out.iterdir()):
+        raise BadInputError(f"{out} is not empty and holds no run. Choose another --out.")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, _as_text(record))
+    return RunFolder(path=out, finished=_read_result(out))
+
+
+def read_result(out: Path) -> TrainResult:
+    """What a finished run came to. Raises BadInputError if it is not finished."""
+    result = _read_result(out)
+    if result is None:
+        raise BadInputError(f"{out} holds no finished run; give the same command again to go on")
+    return result
+
+
+class RunLog:
+    """Appends to ``log.jsonl``; begins by cutting off what the checkpoint does not know of."""
+
+    def __init__(self, path: Path, *, keep_bytes: int) -> None:
+        # Append mode creates the file; truncating to the checkpoint makes steps appear once.
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """One line, out of the process at once: a kill can tear only the last."""
+        self._file.write((json.dumps(_finite(row)) + "\n").encode())
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Bytes that are safely on disk."""
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+
+def read_log(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a run's ``log.jsonl``, all or those of one kind ("step" or "eval"), in order.
+
+    A step has: step, steps, loss (weighted total), unweighted (sum of the terms), terms, metrics,
+    weights, sigmas, grad_norm, lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds.
+    What was not finite reads as None. A torn last line, of a run that is going on, is left out.
+    """
+    file = path / "log.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise BadInputError(f"{path} holds no log.jsonl; is it the folder of a run?")
+    # What follows the last line end is empty or torn.
+    lines = file.read_bytes().split(b"\n")[:-1]
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if kind is None or row["kind"] == kind]
+
+
+def step_line(row: Mapping[str, Any]) -> str:
+    """A step for people: ``step 00120/02000 | loss 1.842 | text 1.310 | 412 scenes/s | ...``."""
+    parts = [f"step {row['step']:05d}/{row['steps']:05d}"]
+    parts.append("nothing labelled" if row["loss"] is None else f"loss {row['loss']:.3f}")
+    parts += [f"{name} {value:.3f}" for name, value in {**row["terms"], **row["metrics"]}.items()]
+    parts += [f"{row['scenes_per_s']:.3g} scenes/s", f"eta {row['eta_s'] / 60:.1f}m"]
+    return " | ".join(parts)
+
+
+def _read_result(out: Path) -> TrainResult | None:
+    path = out / "result.json"
+    if not path.exists():
+        return None
+    try:
+        return TrainResult(**_read_json(path, out))
+    except TypeError as error:
+        raise BadInputError(f"{path} is not a result of this version of stillroom") from error
+
+
+def _read_json(path: Path, out: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInputError(f"{path} is damaged. Choose another --out than {out}.") from error
+    if not isinstance(record, dict):
+        raise BadInputError(f"{path} is damaged. Choose another --out than {out}.")
+    return record
+
+
+def _as_text(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=1, sort_keys=True) + "\n"
+
+
+def _first_difference(ours: object, given: object, where: str = "") -> str:
+    """ "train.steps: 10 there, 20 now", or nothing if both are equal."""
+    if isinstance(ours, dict) and isinstance(given, dict):
+        for key in sorted(ours.keys() | given.keys()):
+            name = f"{where}.{key}" if where else key
+            found = _first_difference(ours.get(key), given.get(key), name)
+            if found:
+                return found
+        return ""
+    return "" if ours == given else f"{where}: {_short(ours)} there, {_short(given)} now"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _finite(value: Any) -> Any:
+    """Strict JSON has no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as sink:
+        sink.write(text)
+        sink.flush()
+        os.fsync(sink.fileno())
+    os.replace(partial, path)

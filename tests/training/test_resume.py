@@ -1,0 +1,196 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_run
+import torch
+
+from stillroom.records import BadInputError
+from stillroom.training import checkpoint
+from stillroom.training.handed import Progress
+from stillroom.training.runlog import open_run, read_log
+
+
+class Killed(BaseException):
+    """Ends a run in this process as abruptly as an exception can."""
+
+
+def assert_same_run(out: Path, undisturbed: Path) -> None:
+    """Equal weights, optimizer, best and log, bit for bit; times may differ."""
+    ours, theirs = tiny_run.arrays(out), tiny_run.arrays(undisturbed)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert np.array_equal(ours[name], theirs[name]), name
+    assert (out / "best.safetensors").read_bytes() == (
+        undisturbed / "best.safetensors"
+    ).read_bytes()
+    timed = ("scenes_per_s", "eta_s", "seconds")
+    logs = [
+        [{name: value for name, value in row.items() if name not in timed} for row in rows]
+        for rows in (read_log(out), read_log(undisturbed))
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # One thread, as in the runs that are killed: sums over threads may round differently.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("undisturbed")
+    tiny_run.run(out)
+    torch.set_num_threads(threads)
+    return out
+
+
+def start(out: Path, pause: float) -> subprocess.Popen[bytes]:
+    script = Path(__file__).with_name("tiny_run.py")
+    return subprocess.Popen([sys.executable, str(script), str(out), str(pause)])
+
+
+def test_kill_9_at_several_moments_gives_the_undisturbed_run(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    # 12 steps over 10 rows, 4 a step: the kills lie on both sides of epoch boundaries.
+    for lines in (1, 6, 12):
+        process = start(tmp_path, 0.2)
+        deadline = time.monotonic() + 60
+        log = tmp_path / "log.jsonl"
+        while not log.exists() or log.read_bytes().count(b"\n") < lines:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "result.json").exists()
+    assert start(tmp_path, 0).wait(timeout=60) == 0
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("at", range(1, 13))
+def test_a_run_that_dies_after_any_step_goes_on_exactly(
+    tmp_path: Path, undisturbed: Path, at: int
+) -> None:
+    def die(progress: Progress) -> None:
+        if progress.step == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tiny_run.run(tmp_path, progress=die)
+    tiny_run.run(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_run_that_dies_before_any_file_takes_its_place_goes_on_exactly(
+    tmp_path: Path, undisturbed: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves = 0
+
+    def die(source: Path, target: Path) -> None:
+        nonlocal moves
+        if moves == at:
+            raise Killed
+        moves += 1
+        Path(source).rename(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", die)
+        with pytest.raises(Killed):
+            tiny_run.run(tmp_path)
+    tiny_run.run(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_torn_last_line_is_neither_read_nor_kept(tmp_path: Path, undisturbed: Path) -> None:
+    def die(progress: Progress) -> None:
+        if progress.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tiny_run.run(tmp_path, progress=die)
+    with (tmp_path / "log.jsonl").open("ab") as log:
+        log.write(b'{"kind": "step", "st')
+    assert read_log(tmp_path)[-1]["step"] == 5
+    tiny_run.run(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_finished_run_returns_at_once_with_the_best_weights(tmp_path: Path) -> None:
+    result, model, _ = tiny_run.run(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def never(step: int, micro: int) -> dict[str, torch.Tensor]:
+        raise AssertionError("a finished run asks for no data")
+
+    again, other, _ = tiny_run.run(tmp_path, batch_at=never)
+    assert again == result
+    assert torch.equal(other.norm.weight, model.norm.weight)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    folder = open_run(tmp_path, config=tiny_run.CONFIG, settings={"recipe": "tiny"})
+    assert folder.finished == result
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_folder_with_other_settings_is_refused_and_left_alone(
+    tmp_path: Path, finished: bool
+) -> None:
+    def die(progress: Progress) -> None:
+        if not finished and progress.step == 5:
+            raise Killed
+
+    if finished:
+        tiny_run.run(tmp_path, progress=die)
+    else:
+        with pytest.raises(Killed):
+            tiny_run.run(tmp_path, progress=die)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = replace(tiny_run.CONFIG, learning_rate=0.01)
+    with pytest.raises(BadInputError, match=r"other settings \(train.learning_rate: 0.05 there"):
+        tiny_run.run(tmp_path, config=other)
+    with pytest.raises(BadInputError, match=r"settings\.recipe.*Choose another --out"):
+        tiny_run.run(tmp_path, settings={"recipe": "large"})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(BadInputError, match="holds no run"):
+        tiny_run.run(tmp_path)
+    with pytest.raises(BadInputError, match="is a file"):
+        tiny_run.run(tmp_path / "thesis.txt")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.safetensors"])
+def test_a_damaged_file_is_named_in_one_sentence(tmp_path: Path, name: str) -> None:
+    tiny_run.run(tmp_path)
+    if name == "checkpoint.pt":
+        (tmp_path / "result.json").unlink()
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInputError, match=name):
+        tiny_run.run(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    tiny_run.run(tmp_path)
+    with pytest.raises(BadInputError, match="of another model"):
+        checkpoint.load_weights(torch.nn.Linear(2, 2), tmp_path / "best.safetensors")
+
+
+def test_a_tied_parameter_is_saved_once_and_stays_tied(tmp_path: Path) -> None:
+    model = tiny_run.make_model()
+    assert "embed.weight" in checkpoint.trained_state(model)
+    assert "out.weight" not in checkpoint.trained_state(model)
+    checkpoint.save_weights(model, tmp_path / "w.safetensors")
+    other = tiny_run.TinyModel()
+    checkpoint.load_weights(other, tmp_path / "w.safetensors")
+    assert other.out.weight is other.embed.weight
+    assert torch.equal(other.out.weight, model.out.weight)
