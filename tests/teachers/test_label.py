@@ -174,5 +174,6 @@ def test_killed_at_five_moments_it_ends_with_the_same_rows(tmp_path: Path) -> No
     assert seen[0] < 10, "the first kill came after the end"
     subprocess.run([*command, str(tmp_path / "killed")], check=True)
     assert everything(tmp_path / "killed") == everything(tmp_path / "calm")
-    lines = [json.loads(line) for line in (tmp_path / "killed" / "ledger.jsonl").open()]
+    ledger_lines = (tmp_path / "killed" / "ledger.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in ledger_lines]
     assert sorted(line["shard"] for line in lines) == list(range(10))

@@ -53,6 +53,7 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
             raise BadInputError(
                 f"{out} holds labels made with other settings. Choose another --out."
             )
+        _end_torn_line(out / "ledger.jsonl")
     elif out.exists() and any(out.iterdir()):
         raise BadInputError(f"{out} is not empty and holds no label store. Choose another --out.")
     else:
