@@ -60,8 +60,8 @@ def bleu(predictions: Sequence[str], renderings: Sequence[Sequence[str]]) -> dic
     from sacrebleu.metrics.bleu import BLEU
 
     depth = max(len(texts) for texts in renderings)
-    # sacrebleu wants one stream per reference; None marks a text that has fewer.
-    streams = [[texts[i] if i < len(texts) else None for texts in renderings] for i in range(depth)]
+    # sacrebleu wants one stream per reference; a reference said twice changes nothing.
+    streams = [[texts[min(i, len(texts) - 1)] for texts in renderings] for i in range(depth)]
     return {
         f"bleu{order}": BLEU(max_ngram_order=order).corpus_score(list(predictions), streams).score
         / 100.0
