@@ -1,0 +1,149 @@
+"""The command line: instant help, one sentence for bad input, exit codes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stillroom import cli
+from stillroom.testing import tiny_store
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one call."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    shown = capsys.readouterr()
+    code = stop.value.code
+    return (code if isinstance(code, int) else 0), shown.out, shown.err
+
+
+def assert_one_sentence(error: str) -> None:
+    assert error.startswith("stillroom: ")
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for verb in cli.VERBS:
+        assert all(f"  {word}" in out or f" {word} " in out for word in verb.split()[-1:]), verb
+
+
+def test_help_loads_no_torch_and_is_quick() -> None:
+    script = (
+        "import sys\nsys.argv = ['stillroom', '--help']\n"
+        "from stillroom.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'transformers', 'mujoco'} & set(sys.modules), 'heavy imports'\n"
+    )
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    # Generous: the figure itself is in benchmarks; this only catches an import of seconds.
+    assert time.perf_counter() - started < 5.0
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *verb.split(), "--help")
+    assert code == 0
+    assert "usage" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("scenes", "maek"), "unknown verb"),
+        (("distil",), "did you mean 'distill'"),
+        (("scenes", "make", "--count", "x", "--seed", "1", "--out", "o"), "--count"),
+        (("scenes", "make", "--count", "1", "--sed", "1", "--out", "o"), "--sed"),
+        (("scenes", "make", "--seed", "1"), "--count"),
+        (
+            ("scenes", "make", "--count", "1", "--seed", "1", "--out", "o", "--density", "x"),
+            "plain",
+        ),
+        (("ask",), "model"),
+        (("evaluate", "nobody", "nowhere", "--out", "o"), "not found"),
+        (("scenes", "show", "nowhere"), "not found"),
+        (("label", "nowhere", "--teacher", "truth", "--out", "o"), "not found"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    words: tuple[str, ...],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, error = run(capsys, *words)
+    assert code == 2
+    assert expected in error
+    assert out == ""
+    assert_one_sentence(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["distill", "teach", "pretrain-encoder", "params"])
+def test_a_misspelt_recipe_is_named_before_missing_options(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = run(capsys, verb, "mini_cup")
+    assert code == 2
+    assert "did you mean 'mini_cpu'" in error
+    assert_one_sentence(error)
+
+
+def test_every_config_field_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "distill", "mini_cpu", "--help")
+    assert code == 0
+    for flag in ("--train.steps", "--slots.kind", "--losses.kl-alpha", "--mask", "--scenes"):
+        assert flag in out
+
+
+def test_a_question_of_ten_thousand_characters_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    photos = Path(__file__).parent / "fixtures" / "captures" / "tum_fr3_cabinet"
+    code, _, error = run(capsys, "ask", "student_mini", str(photos), "x" * 10_000)
+    assert code == 2
+    assert "10000 characters" in error
+    assert_one_sentence(error)
+
+
+def test_an_empty_photo_folder_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, error = run(capsys, "ask", "student_mini", str(tmp_path), "Where is the lamp?")
+    assert code == 2
+    assert_one_sentence(error)
+
+
+def test_a_text_file_named_jpg_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "photo.jpg").write_text("not a photo")
+    code, _, error = run(capsys, "ask", "student_mini", str(tmp_path), "Where is the lamp?")
+    assert code == 2
+    assert "photo.jpg" in error
+    assert_one_sentence(error)
+
+
+def test_labels_status_and_verify(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    scenes = str(tiny_store(tmp_path / "scenes", scenes=2))
+    out = str(tmp_path / "labels")
+    words = ("label", scenes, "--teacher", "truth", "--out", out, "--signals", "answers")
+    assert run(capsys, *words)[0] == 0
+    assert "was finished already" in run(capsys, *words)[1]
+    code, shown, _ = run(capsys, "labels", "status", out)
+    assert code == 0
+    assert "8 rows on 2 scenes" in shown
+    assert run(capsys, "labels", "verify", out)[0] == 0
+    shard = tmp_path / "labels" / "labels" / "00000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[20] ^= 1
+    shard.write_bytes(bytes(data))
+    assert run(capsys, "labels", "verify", out)[0] in (1, 2)
