@@ -65,7 +65,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
             ("scenes", "make", "--count", "1", "--seed", "1", "--out", "o", "--density", "x"),
             "plain",
         ),
-        (("ask",), "model"),
+        (("ask",), "MODEL PHOTOS QUESTION"),
         (("evaluate", "nobody", "nowhere", "--out", "o"), "not found"),
         (("scenes", "show", "nowhere"), "not found"),
         (("label", "nowhere", "--teacher", "truth", "--out", "o"), "not found"),
@@ -146,4 +146,6 @@ def test_labels_status_and_verify(capsys: pytest.CaptureFixture[str], tmp_path: 
     data = bytearray(shard.read_bytes())
     data[20] ^= 1
     shard.write_bytes(bytes(data))
-    assert run(capsys, "labels", "verify", out)[0] in (1, 2)
+    code, shown, _ = run(capsys, "labels", "verify", out)
+    assert code == 1
+    assert "00000.parquet is not as it was written" in shown

@@ -145,12 +145,13 @@ def label(
 
 def look_at_labels(action: Literal["status", "verify"], path: Path) -> tuple[bool, list[str]]:
     """What a label store holds (status), or what is wrong with it (verify)."""
-    from stillroom.teachers.label_store import open_labels
+    from stillroom.teachers.label_store import open_labels, problems
 
+    if action == "verify" and (found := problems(Path(path))):
+        return False, found
     store = open_labels(path)
     if action == "verify":
-        problems = store.problems()
-        return not problems, problems or [f"{path}: {len(store)} rows, every byte as written"]
+        return True, [f"{path}: {len(store)} rows, every byte as written"]
     teacher = store.settings["teacher"]
     return True, [
         f"{path}: {len(store)} rows on {len(store.scene_ids())} scenes",

@@ -25,7 +25,8 @@ from stillroom.records import BadInputError
 
 Layout = Literal["auto", "scannet", "tum", "transforms", "photos"]
 
-USAGE = """stillroom: distil the 3D spatial reasoning of a large vision-language model into a small one
+USAGE = """stillroom: distil the 3D spatial reasoning of a large vision-language model
+into a small one
 
 usage: stillroom VERB ...          stillroom VERB --help shows a verb's options
 
@@ -99,13 +100,15 @@ def _parse(cls: Any, words: Sequence[str], prog: str) -> Any:
 
 def _one_sentence(boxed: str, prog: str) -> str:
     """What the option parser drew as a box, as one line: the complaint without its help."""
-    inside = [line.strip("│╭╮╰╯ ─\n") for line in boxed.splitlines()]
-    rules = [index for index, line in enumerate(boxed.splitlines()) if line.startswith("│ ───")]
-    kept = [line for line in inside[: rules[0] if rules else None] if line]
-    if kept and kept[0] in ("Value error", "Required options", "Unrecognized options"):
-        kept = kept[1:]
-    text = re.sub(r"\s+", " ", " ".join(kept)).replace("(required)", "").strip()
-    return f"{text}; see stillroom {prog} --help"
+    kept: list[str] = []
+    for line in boxed.splitlines():
+        if line.startswith("│ ───"):  # below the rule stands only where to find help
+            break
+        # Eight spaces in: the help text of an option that was named before.
+        if line.startswith("│") and not line.startswith("│" + 9 * " "):
+            kept.append(line.strip("│ "))
+    text = re.sub(r"\s+", " ", " ".join(kept)).strip()
+    return f"{text.rstrip('.:;')}; see stillroom {prog} --help"
 
 
 @contextlib.contextmanager
@@ -143,6 +146,11 @@ def _say(text: str) -> None:
 # Options of the verbs: the comment above a field is its help text. ------------------------------
 
 Word = tyro.conf.Positional
+ModelName = Annotated[str, tyro.conf.arg(metavar="MODEL")]
+Photos = Annotated[Path, tyro.conf.arg(metavar="PHOTOS")]
+Text = Annotated[str, tyro.conf.arg(metavar="QUESTION")]
+Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+RecipeName = Annotated[str, tyro.conf.arg(metavar="RECIPE")]
 
 
 def scenes_make(words: Sequence[str]) -> int:
@@ -184,7 +192,7 @@ def scenes_make(words: Sequence[str]) -> int:
 def scenes_import(words: Sequence[str]) -> int:
     """Import a capture."""
 
-    def options(source: Word[Path], /, *, out: Path, layout: Layout = "auto") -> dict[str, Any]:
+    def options(source: Word[Folder], /, *, out: Path, layout: Layout = "auto") -> dict[str, Any]:
         """Read a capture (posed RGB-D or plain photos) into a scene store.
 
         Args:
@@ -204,7 +212,7 @@ def scenes_import(words: Sequence[str]) -> int:
 def scenes_check(words: Sequence[str]) -> int:
     """Check a store or a capture."""
 
-    def options(path: Word[Path], /, *, json: bool = False) -> dict[str, Any]:
+    def options(path: Word[Folder], /, *, json: bool = False) -> dict[str, Any]:
         """Do poses, intrinsics and depth agree, and does geometry give the stored answers?
 
         Args:
@@ -226,7 +234,7 @@ def scenes_show(words: Sequence[str]) -> int:
     """Draw a contact sheet."""
 
     def options(
-        path: Word[Path], /, *, scene: str = "0", out: Path = Path("contact_sheet.png")
+        path: Word[Folder], /, *, scene: str = "0", out: Path = Path("contact_sheet.png")
     ) -> dict[str, Any]:
         """Draw views, depth, boxes, plan and three questions of one scene.
 
@@ -315,7 +323,7 @@ def label(words: Sequence[str]) -> int:
     """Label scenes with a teacher."""
 
     def options(
-        scenes: Word[Path],
+        scenes: Word[Folder],
         /,
         *,
         teacher: str,
@@ -346,7 +354,7 @@ def label(words: Sequence[str]) -> int:
 def labels(words: Sequence[str]) -> int:
     """Look into a label store."""
 
-    def options(action: Word[Literal["status", "verify"]], path: Word[Path], /) -> dict[str, Any]:
+    def options(action: Word[Literal["status", "verify"]], path: Word[Folder], /) -> dict[str, Any]:
         """Say what a label store holds, or whether every byte of it is as written.
 
         Args:
@@ -367,8 +375,8 @@ def evaluate(words: Sequence[str]) -> int:
     """Score a model."""
 
     def options(
-        model: Word[str],
-        scenes: Word[Path],
+        model: Word[ModelName],
+        scenes: Word[Folder],
         /,
         *,
         out: Path,
@@ -381,7 +389,8 @@ def evaluate(words: Sequence[str]) -> int:
         """Score a model on the questions of a split, beside truth and the cheap baselines.
 
         Args:
-            model: A shipped name, a folder, a hub id, or kind:where (blind, majority, truth, shuffled:NAME).
+            model: A shipped name, a folder, a hub id, or kind:where (shuffled:NAME, blind,
+                majority, truth).
             scenes: Scene store.
             out: Folder for results.json, items and report.html.
             teacher: Model whose retention is measured.
@@ -412,7 +421,7 @@ def ask(words: Sequence[str]) -> int:
     """Ask about photos."""
 
     def options(
-        model: Word[str], photos: Word[Path], question: Word[str], /, *, json: bool = False
+        model: Word[ModelName], photos: Word[Photos], question: Word[Text], /, *, json: bool = False
     ) -> dict[str, Any]:
         """Ask a model one question about a folder of photos or a capture.
 
@@ -441,7 +450,7 @@ def params(words: Sequence[str]) -> int:
     if words and not words[0].startswith("-") and words[0] not in known:
         raise BadInputError(_unknown("recipe", words[0], known))
 
-    def options(recipe: Word[str], /, *, json: bool = False) -> dict[str, Any]:
+    def options(recipe: Word[RecipeName], /, *, json: bool = False) -> dict[str, Any]:
         """Parameters of a recipe's student by part, counted without allocating.
 
         Args:

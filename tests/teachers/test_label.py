@@ -15,7 +15,7 @@ from stillroom.records import BadInputError
 from stillroom.scenes.store import open_store
 from stillroom.teachers import label as labelling
 from stillroom.teachers.label import label_scenes
-from stillroom.teachers.label_store import open_labels
+from stillroom.teachers.label_store import open_labels, problems
 from stillroom.teachers.truth import TruthTeacher
 from stillroom.testing import FixedTeacher, tiny_store
 
@@ -54,7 +54,7 @@ def test_every_question_of_every_scene_gets_one_row(scenes: Path, tmp_path: Path
     assert run(scenes, tmp_path / "labels") == 5
     asked = {question.question_id for question in open_store(scenes).questions()}
     assert set(everything(tmp_path / "labels")) == asked
-    assert open_labels(tmp_path / "labels").problems() == []
+    assert problems(tmp_path / "labels") == []
 
 
 def test_tensors_come_back_as_the_teacher_gave_them(scenes: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_shard_without_its_ledger_line_is_written_again(scenes: Path, tmp_path
     ledger.write_text("".join(lines[:-1]) + lines[-1][:10])  # torn in the middle of a line
     assert run(scenes, tmp_path / "labels") == 1
     assert everything(tmp_path / "labels") == whole
-    assert open_labels(tmp_path / "labels").problems() == []
+    assert problems(tmp_path / "labels") == []
 
 
 def test_verify_finds_a_flipped_byte_and_a_missing_file(scenes: Path, tmp_path: Path) -> None:
@@ -117,11 +117,9 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(scenes: Path, tmp_path: 
     data = bytearray(victim.read_bytes())
     data[-3] ^= 1
     victim.write_bytes(bytes(data))
-    assert any(
-        "00001.safetensors" in problem for problem in open_labels(tmp_path / "labels").problems()
-    )
+    assert any("00001.safetensors" in problem for problem in problems(tmp_path / "labels"))
     victim.unlink()
-    assert any("missing" in problem for problem in open_labels(tmp_path / "labels").problems())
+    assert any("missing" in problem for problem in problems(tmp_path / "labels"))
 
 
 def test_truth_answers_and_has_no_logits(scenes: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class LabelStore:
             raise BadInputError(f"{path} holds no finished shard of labels; run 'stillroom label'")
         self._rows: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for index in shards:
-            for row in self._read_table(index):
+            for row in _read_table(path, index):
                 self._rows.setdefault(row["scene_id"], []).append((index, row))
         self._tensors: tuple[int, dict[str, np.ndarray]] | None = None
 
@@ -137,30 +137,6 @@ class LabelStore:
     def labels(self, scene_id: str) -> list[TeacherLabel]:
         """Labels of one scene, in the order of its questions; none if it was not labelled."""
         return [self._label(index, row) for index, row in self._rows.get(scene_id, ())]
-
-    def problems(self) -> list[str]:
-        """What is wrong with the files: a flipped byte, a missing shard, a doubled row."""
-        found = []
-        for index, line in sorted(_ledger(self.path).items()):
-            for path, name in zip(_shard_files(self.path, index), ("labels", "tensors")):
-                if not path.exists():
-                    found.append(f"{path} is missing")
-                elif _sha(path) != line[name]:
-                    found.append(f"{path} differs from the ledger: a byte was changed")
-        ids = [row["question_id"] for rows in self._rows.values() for _, row in rows]
-        if len(ids) != len(set(ids)):
-            found.append(f"{len(ids) - len(set(ids))} question ids stand more than once")
-        return found
-
-    def _read_table(self, index: int) -> list[dict[str, Any]]:
-        path = _shard_files(self.path, index)[0]
-        try:
-            return pq.read_table(path).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BadInputError(
-                f"{path} is truncated or not a Parquet shard ({str(error).splitlines()[0]}); "
-                "delete it and run the labelling again"
-            ) from None
 
     def _label(self, index: int, row: dict[str, Any]) -> TeacherLabel:
         if self._tensors is None or self._tensors[0] != index:
@@ -185,6 +161,27 @@ class LabelStore:
         )
 
 
+def problems(path: Path) -> list[str]:
+    """What is wrong with a store's files: a flipped byte, a missing shard, a doubled row.
+
+    Raises:
+        BadInputError: ``path`` holds no label store.
+    """
+    read_manifest(path, kind="labels")
+    found = []
+    for index, line in sorted(_ledger(path).items()):
+        for file, name in zip(_shard_files(path, index), ("labels", "tensors")):
+            if not file.exists():
+                found.append(f"{file} is missing; the same label command makes it again")
+            elif _sha(file) != line[name]:
+                found.append(f"{file} is not as it was written: delete it and label again")
+    if found:
+        return found
+    rows = [row for index in _ledger(path) for row in _read_table(path, index)]
+    doubled = len(rows) - len({row["question_id"] for row in rows})
+    return [f"{doubled} rows stand more than once"] if doubled else []
+
+
 def open_labels(path: Path | str) -> LabelStore:
     """Open a folder that ``stillroom label`` wrote.
 
@@ -195,6 +192,17 @@ def open_labels(path: Path | str) -> LabelStore:
     if not folder.is_dir():
         raise BadInputError(f"label folder not found: {folder}; make one with 'stillroom label'")
     return LabelStore(folder)
+
+
+def _read_table(out: Path, index: int) -> list[dict[str, Any]]:
+    path = _shard_files(out, index)[0]
+    try:
+        return pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BadInputError(
+            f"{path} is truncated or not a Parquet shard ({str(error).splitlines()[0]}); "
+            "delete it and run the labelling again"
+        ) from None
 
 
 def _shard_files(out: Path, index: int) -> tuple[Path, Path]:
