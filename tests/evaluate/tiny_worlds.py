@@ -148,5 +148,5 @@ class SeerSession:
     def geometry(self) -> SceneGeometry:
         # Half the size and 10 % too far, as a small student might be.
         return SceneGeometry(
-            depth=np.stack([1.1 * view.depth[::2, ::2] for view in self._scene.views])
+            depth=np.stack([1.1 * view.depth[1::2, 1::2] for view in self._scene.views])
         )

@@ -1,0 +1,214 @@
+"""From items to the rows of ``results.json``: scores with intervals, metrics, retention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float
+
+from stillroom.evaluate.depth_metrics import mean_errors
+from stillroom.evaluate.intervals import Resampler, above_blind
+from stillroom.evaluate.metrics import Overlap, fact_overlap, is_vsi, vsi_overall, vsi_task_scores
+from stillroom.evaluate.tasks import kind_of, renderings_of
+from stillroom.evaluate.text_overlap import (
+    BLEU_ID,
+    ROUGE_ID,
+    ROUGE_KINDS,
+    best_rouge,
+    bleu,
+    mean_overlap,
+)
+from stillroom.records import FAMILIES, Question
+
+FactsOf = Callable[[str], Iterable[tuple[str, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowItems:
+    """One row's scored items, in the order of the questions."""
+
+    question_ids: list[str]
+    scene_ids: list[str]
+    families: list[str]
+    answers: list[str]
+    scores: Float[np.ndarray, "n"]
+    understood: list[bool]
+    margins: list[float | None]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> RowItems:
+        """The items with a known truth."""
+        known = table.filter(table["score"].is_valid())
+        return cls(
+            question_ids=known["question_id"].to_pylist(),
+            scene_ids=known["scene_id"].to_pylist(),
+            families=known["family"].to_pylist(),
+            answers=known["answer"].to_pylist(),
+            scores=np.array(known["score"].to_pylist(), dtype=np.float64),
+            understood=known["parsed"].is_valid().to_pylist(),
+            margins=known["margin"].to_pylist(),
+        )
+
+    def groups(self) -> dict[str, list[int]]:
+        """Positions by what a table names: "overall" (the four families), then each family."""
+        groups: dict[str, list[int]] = {}
+        for i, family in enumerate(self.families):
+            groups.setdefault(family, []).append(i)
+        four = [i for i, family in enumerate(self.families) if family in FAMILIES]
+        ordered = {name: groups[name] for name in FAMILIES if name in groups}
+        ordered |= {name: groups[name] for name in sorted(groups) if name not in FAMILIES}
+        return {"overall": four, **ordered} if four else ordered
+
+    def at(self, where: Sequence[int]) -> tuple[Float[np.ndarray, "k"], list[str]]:
+        """Scores and scene ids at those positions."""
+        return self.scores[list(where)], [self.scene_ids[i] for i in where]
+
+
+def score_table(items: RowItems, resampler: Resampler) -> dict[str, Any]:
+    """{"overall" | FAMILY: {"score", "low", "high", "n"}}."""
+    return {
+        name: asdict(resampler.mean(*items.at(where))) for name, where in items.groups().items()
+    }
+
+
+def retention_table(
+    student: RowItems, teacher: RowItems, blind: RowItems | None, resampler: Resampler
+) -> dict[str, Any]:
+    """{"overall" | FAMILY: {"score", "low", "high", "above_blind"}} on the same items."""
+    if student.question_ids != teacher.question_ids:
+        raise ValueError("student and teacher were not asked the same questions")
+    table: dict[str, Any] = {}
+    for name, where in student.groups().items():
+        scores, scenes = student.at(where)
+        taught, _ = teacher.at(where)
+        kept = None
+        if blind is not None:
+            guessed, _ = blind.at(where)
+            kept = above_blind(
+                float(np.mean(scores)), float(np.mean(taught)), float(np.mean(guessed))
+            )
+        table[name] = {**asdict(resampler.ratio(scores, taught, scenes)), "above_blind": kept}
+    return table
+
+
+def metric_table(
+    items: RowItems,
+    questions: Mapping[str, Question],
+    depth: pa.Table,
+    resampler: Resampler,
+    *,
+    facts_of: FactsOf,
+    teacher: RowItems | None,
+) -> dict[str, Any]:
+    """Whatever else a row has: text overlap, fact F1, depth errors, VSI, margins, unparsed."""
+    groups = items.groups()
+    table: dict[str, Any] = {}
+    described = [
+        i for i, key in enumerate(items.question_ids) if kind_of(questions[key]) == "description"
+    ]
+    if described:
+        table |= _text_metrics(items, described, questions, resampler, facts_of)
+        if teacher is not None:
+            table["against_teacher"] = _against(items, teacher, described, resampler)
+    if depth.num_rows:
+        table["depth"] = _depth_metrics(depth)
+    means = {
+        name: float(np.mean(items.at(where)[0])) for name, where in groups.items() if is_vsi(name)
+    }
+    if means:
+        table["vsi"] = {"tasks": vsi_task_scores(means), "overall": vsi_overall(means)}
+    table["by_margin"] = _by_margin(items, groups)
+    table["unparsed"] = {
+        name: sum(not items.understood[i] for i in where) for name, where in groups.items()
+    }
+    return table
+
+
+def _text_metrics(
+    items: RowItems,
+    where: Sequence[int],
+    questions: Mapping[str, Question],
+    resampler: Resampler,
+    facts_of: FactsOf,
+) -> dict[str, Any]:
+    asked = [questions[items.question_ids[i]] for i in where]
+    said = [items.answers[i] for i in where]
+    scenes = [items.scene_ids[i] for i in where]
+    truths = [renderings_of(question) for question in asked]
+    rouges = [best_rouge(text, truth) for text, truth in zip(said, truths, strict=True)]
+    table: dict[str, Any] = {
+        "rouge": _rouge_table(rouges, scenes, resampler),
+        "bleu": bleu(said, truths),
+        "text_scorers": {"rouge": ROUGE_ID, "bleu": BLEU_ID},
+        "length": {
+            "words": float(np.mean([len(text.split()) for text in said])),
+            "truth_words": float(np.mean([len(question.answer.split()) for question in asked])),
+        },
+    }
+    known = [i for i, question in enumerate(asked) if question.facts]
+    if known:
+        facts = [fact_overlap(set(facts_of(said[i])), asked[i].facts) for i in known]
+        table["fact_f1"] = _with_interval(facts, [scenes[i] for i in known], resampler)
+    return table
+
+
+def _with_interval(
+    overlaps: Sequence[Overlap], scenes: Sequence[str], resampler: Resampler
+) -> dict[str, float]:
+    """Mean F1 with its interval, and mean precision and recall beside it."""
+    mean = mean_overlap(overlaps)
+    f1 = resampler.mean(np.array([one.f1 for one in overlaps]), scenes)
+    return {**asdict(f1), "precision": mean.precision, "recall": mean.recall}
+
+
+def _against(
+    items: RowItems, teacher: RowItems, where: Sequence[int], resampler: Resampler
+) -> dict[str, Any]:
+    """Overlap with the teacher's own words, as distillation papers print it."""
+    said = [items.answers[i] for i in where]
+    taught = [teacher.answers[i] for i in where]
+    scenes = [items.scene_ids[i] for i in where]
+    rouges = [best_rouge(text, [words]) for text, words in zip(said, taught, strict=True)]
+    return {
+        "rouge": _rouge_table(rouges, scenes, resampler),
+        "bleu": bleu(said, [[w] for w in taught]),
+    }
+
+
+def _rouge_table(
+    rouges: Sequence[Mapping[str, Overlap]], scenes: Sequence[str], resampler: Resampler
+) -> dict[str, Any]:
+    return {
+        kind: _with_interval([one[kind] for one in rouges], scenes, resampler)
+        for kind in ROUGE_KINDS
+    }
+
+
+def _depth_metrics(depth: pa.Table) -> dict[str, Any]:
+    """{alignment: mean over pictures of each error [m where it has a unit], and their count}."""
+    names = [name for name in depth.column_names if depth.schema.field(name).type == pa.float64()]
+    pictures: dict[str, list[dict[str, float]]] = {}
+    for line in depth.to_pylist():
+        pictures.setdefault(line["alignment"], []).append({name: line[name] for name in names})
+    return {
+        alignment: {**mean_errors(lines), "n": len(lines)} for alignment, lines in pictures.items()
+    }
+
+
+def _by_margin(items: RowItems, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """Accuracy in the thirds of each family's margins: hardest, middle, clearest."""
+    table: dict[str, Any] = {}
+    for family in FAMILIES:
+        known = [i for i in groups.get(family, ()) if items.margins[i] is not None]
+        if len(known) < 3:
+            continue
+        known.sort(key=lambda i: (items.margins[i], items.question_ids[i]))
+        thirds = [third.tolist() for third in np.array_split(np.array(known), 3)]
+        table[family] = [
+            {"score": float(np.mean(items.scores[third])), "n": len(third)} for third in thirds
+        ]
+    return table
