@@ -59,7 +59,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (("scenes", "maek"), "unknown verb"),
         (("distil",), "did you mean 'distill'"),
         (("scenes", "make", "--count", "x", "--seed", "1", "--out", "o"), "--count"),
-        (("scenes", "make", "--count", "1", "--sed", "1", "--out", "o"), "--sed"),
+        (("scenes", "make", "--count", "1", "--seed", "1", "--out", "o", "--cuont", "3"), "--cuont"),
         (("scenes", "make", "--seed", "1"), "--count"),
         (
             ("scenes", "make", "--count", "1", "--seed", "1", "--out", "o", "--density", "x"),
