@@ -101,12 +101,13 @@ def _parse(cls: Any, words: Sequence[str], prog: str) -> Any:
 def _one_sentence(boxed: str, prog: str) -> str:
     """What the option parser drew as a box, as one line: the complaint without its help."""
     kept: list[str] = []
-    for line in boxed.splitlines():
-        if line.startswith("│ ───"):  # below the rule stands only where to find help
+    # The first line is the box's title; frames are missing where the terminal has no UTF-8.
+    for line in (line[1:].rstrip("│ ") for line in boxed.splitlines()[1:]):
+        if kept and not line.strip(" ─-"):  # below the rule stands only where to find help
             break
         # Eight spaces in: the help text of an option that was named before.
-        if line.startswith("│") and not line.startswith("│" + 9 * " "):
-            kept.append(line.strip("│ "))
+        if line.strip(" ─-╰╯") and not line.startswith(9 * " "):
+            kept.append(line.strip())
     text = re.sub(r"\s+", " ", " ".join(kept)).strip()
     return f"{text.rstrip('.:;')}; see stillroom {prog} --help"
 
