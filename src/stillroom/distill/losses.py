@@ -1,0 +1,164 @@
+"""What the student is taught by, one value per position; ``docs/losses.md`` has the equations.
+
+Nothing here is masked or averaged: ``masked_sum`` keeps what is labelled, and the training loop
+divides once by the labelled positions of the whole step. Logits are taken up to float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from stillroom.engine.packing import IGNORE_INDEX
+
+# Least share of the teacher's mass outside its top k: keeps the logarithm finite where the k are
+# the whole vocabulary's mass up to the rounding of stored 16-bit logits.
+_LEAST_TAIL = 1e-6
+
+
+def masked_sum(values: Float[Tensor, "*p"], mask: Bool[Tensor, "*p"]) -> Float[Tensor, ""]:
+    """Sum over the positions where ``mask`` is true; what stands elsewhere is not looked at."""
+    return torch.where(mask, values, torch.zeros_like(values)).sum()
+
+
+def masked_mean(values: Float[Tensor, "*p"], mask: Bool[Tensor, "*p"]) -> Float[Tensor, ""]:
+    """Mean over the positions where ``mask`` is true; NaN if there are none."""
+    return masked_sum(values, mask) / mask.sum()
+
+
+def answer_cross_entropy(
+    logits: Float[Tensor, "*p v"], labels: Int[Tensor, "*p"]
+) -> Float[Tensor, "*p"]:
+    """-log p(label) at every position, in nats; 0 where the label is ``IGNORE_INDEX``.
+
+    Labels stand where they are predicted, so they are already shifted (``pack_questions``).
+    """
+    flat = F.cross_entropy(
+        logits.float().reshape(-1, logits.shape[-1]),
+        labels.reshape(-1).long(),
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+    )
+    return flat.reshape(labels.shape)
+
+
+def topk_forward_kl(
+    student_logits: Float[Tensor, "*p v"],
+    topk_ids: Int[Tensor, "*p k"],
+    topk_logits: Float[Tensor, "*p k"],
+    logsumexp: Float[Tensor, "*p"],
+    *,
+    temperature: float,
+) -> Float[Tensor, "*p"]:
+    """KL(teacher || student) over k + 1 outcomes at every position, in nats.
+
+    The outcomes are the teacher's k likeliest tokens and "any other token". The last one's logit
+    is the logsumexp of all logits outside the k: exact for the student, and for the teacher from
+    the stored ``logsumexp`` over its whole vocabulary. It is one outcome *before* softening, so
+    ``temperature`` divides k + 1 logits on both sides and does not ask how the tail is spread.
+    At temperature 1 this is the KL of the coarsened distributions, never more than the full KL.
+    Scaled by the temperature's square so that gradients keep their size (Hinton et al. 2015,
+    section 2). With k = v there is no other token, and it is the full KL.
+    """
+    student, teacher = student_logits.float(), topk_logits.float()
+    student_outcomes = student.gather(-1, topk_ids.long())  # [*p k]
+    if topk_ids.shape[-1] < student.shape[-1]:
+        others = student.scatter(-1, topk_ids.long(), -torch.inf).logsumexp(dim=-1, keepdim=True)
+        student_outcomes = torch.cat([student_outcomes, others], dim=-1)  # [*p k+1]
+        teacher = torch.cat([teacher, _tail_logit(teacher, logsumexp.float())], dim=-1)
+    student_logprobs = F.log_softmax(student_outcomes / temperature, dim=-1)
+    teacher_logprobs = F.log_softmax(teacher / temperature, dim=-1)
+    kl = F.kl_div(student_logprobs, teacher_logprobs, reduction="none", log_target=True)
+    return temperature**2 * kl.sum(dim=-1)
+
+
+def text_loss(
+    student_logits: Float[Tensor, "*p v"],
+    labels: Int[Tensor, "*p"],
+    topk_ids: Int[Tensor, "*p k"] | None,
+    topk_logits: Float[Tensor, "*p k"] | None,
+    logsumexp: Float[Tensor, "*p"] | None,
+    *,
+    kl_alpha: float,
+    temperature: float,
+) -> Float[Tensor, "*p"]:
+    """Cross-entropy with the teacher's answer plus ``kl_alpha`` times its top-k KL, in nats.
+
+    Without stored logits (None) the cross-entropy alone. Student and teacher share a tokenizer.
+    """
+    loss = answer_cross_entropy(student_logits, labels)
+    if topk_ids is None or topk_logits is None or logsumexp is None or kl_alpha == 0:
+        return loss
+    return loss + kl_alpha * topk_forward_kl(
+        student_logits, topk_ids, topk_logits, logsumexp, temperature=temperature
+    )
+
+
+def depth_bin(depth: Float[Tensor, "*p"], edges: Float[Tensor, "edges"]) -> Int[Tensor, "*p"]:
+    """The bin of each depth in metres: i where ``edges[i] <= depth < edges[i + 1]``.
+
+    What is nearer or farther than all bins (also the 0 of no depth) falls into the end ones.
+    ``edges`` are ``geometry.depth.log_bin_edges``.
+    """
+    return torch.bucketize(depth, edges[1:-1].to(depth.dtype).contiguous(), right=True)
+
+
+def soft_depth_bins(
+    depth: Float[Tensor, "*p"], edges: Float[Tensor, "edges"], *, width: float
+) -> Float[Tensor, "*p bins"]:
+    """Probabilities of the bins around each depth: a bell in log depth, ``width`` bins wide (sd).
+
+    Depth beyond the end bins counts as their outer edge.
+    """
+    log_edges = edges.to(depth.dtype).log()
+    centers = (log_edges[1:] + log_edges[:-1]) / 2
+    at = depth.clamp(edges[0].item(), edges[-1].item()).log()[..., None]
+    distance = (centers - at) / (log_edges[1:] - log_edges[:-1])
+    return F.softmax(-0.5 * (distance / width) ** 2, dim=-1)
+
+
+def depth_ce(
+    bin_logits: Float[Tensor, "*p bins"],
+    depth: Float[Tensor, "*p"],
+    edges: Float[Tensor, "edges"],
+) -> Float[Tensor, "*p"]:
+    """-log p(the bin of the depth) at every position, in nats."""
+    logprobs = F.log_softmax(bin_logits.float(), dim=-1)
+    return -logprobs.gather(-1, depth_bin(depth, edges)[..., None])[..., 0]
+
+
+def depth_reg(predicted: Float[Tensor, "*p"], depth: Float[Tensor, "*p"]) -> Float[Tensor, "*p"]:
+    """|predicted - depth| at every position, in metres."""
+    return (predicted.float() - depth).abs()
+
+
+def depth_kl(
+    bin_logits: Float[Tensor, "*p bins"], target_probs: Float[Tensor, "*p bins"]
+) -> Float[Tensor, "*p"]:
+    """KL(target || student) over the depth bins at every position, in nats.
+
+    The target is a teacher's distribution or ``soft_depth_bins`` of measured depth.
+    """
+    logprobs = F.log_softmax(bin_logits.float(), dim=-1)
+    return F.kl_div(logprobs, target_probs.float(), reduction="none").sum(dim=-1)
+
+
+def _tail_logit(
+    topk_logits: Float[Tensor, "*p k"], logsumexp: Float[Tensor, "*p"]
+) -> Float[Tensor, "*p 1"]:
+    """log(exp(logsumexp) - sum(exp(topk_logits))), from shares, so that nothing overflows."""
+    share = (topk_logits.logsumexp(dim=-1) - logsumexp).exp()
+    return (logsumexp + (1 - share).clamp(min=_LEAST_TAIL).log())[..., None]
+
+
+#: The terms of the training loss by the names that configs, logs and tables use.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "text": text_loss,
+    "depth_ce": depth_ce,
+    "depth_reg": depth_reg,
+    "depth_kl": depth_kl,
+}
