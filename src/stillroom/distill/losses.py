@@ -114,9 +114,10 @@ def soft_depth_bins(
 
     Depth beyond the end bins counts as their outer edge.
     """
-    log_edges = edges.to(depth.dtype).log()
+    edges = edges.to(depth.dtype)
+    log_edges = edges.log()
     centers = (log_edges[1:] + log_edges[:-1]) / 2
-    at = depth.clamp(edges[0].item(), edges[-1].item()).log()[..., None]
+    at = depth.clamp(edges[0], edges[-1]).log()[..., None]
     distance = (centers - at) / (log_edges[1:] - log_edges[:-1])
     return F.softmax(-0.5 * (distance / width) ** 2, dim=-1)
 

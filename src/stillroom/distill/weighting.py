@@ -14,7 +14,7 @@ BOUND = 8.0
 
 
 class BoundedUncertainty(nn.Module):
-    """The paper's Eq. 2: ``sum_i 0.5 exp(-s_i) L_i + 0.5 s_i`` with learned ``s_i = log sigma_i^2``.
+    """The paper's Eq. 2: ``sum_i 0.5 exp(-s_i) L_i + 0.5 s_i``, learning ``s_i = log sigma_i^2``.
 
     A term that is absent adds neither. Best ``sigma_i^2`` is ``L_i`` itself, where the term comes
     to ``0.5 + 0.5 ln L_i``: the total may be negative and is no basis for comparing runs.
