@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from stillroom.geometry.poses import view0_from_world
+from stillroom.geometry.poses import transform, view0_from_world
 from stillroom.records import BadInputError, Scene, content_hash
+from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import SceneStore
 
 Progress = Callable[[int, int], None]
@@ -32,6 +33,8 @@ class PixelCache:
     depth: Float[np.ndarray, "n v h w"]
     # object_id per pixel, 0 for walls and floor.
     instances: UInt8[np.ndarray, "n v h w"]
+    # By object_id: category and colour (numbers from 1, 0 is none), centre in view0 [m], log size.
+    objects: Float[np.ndarray, "n m 8"]
     # Camera to view0, and intrinsics in pixels.
     c2w: Float[np.ndarray, "n v 4 4"]
     intrinsics: Float[np.ndarray, "n v 3 3"]
@@ -40,10 +43,14 @@ class PixelCache:
         return len(self.scene_ids)
 
 
+#: Rows of the object table: object ids are smaller.
+MOST_OBJECTS = 64
+
 _ARRAYS = {
     "rgb": np.uint8,
     "depth": np.float16,
     "instances": np.uint8,
+    "objects": np.float32,
     "c2w": np.float32,
     "intrinsics": np.float32,
 }
@@ -119,6 +126,22 @@ def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
         "rgb": np.stack([view.rgb.transpose(2, 0, 1) for view in scene.views]),
         "depth": np.stack(depth),
         "instances": np.stack(instances),
+        "objects": _object_table(scene, to_view0),
         "c2w": np.stack(poses),
         "intrinsics": np.stack(intrinsics),
     }
+
+
+def _object_table(scene: Scene, to_view0: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "m 8"]:
+    table = np.zeros((MOST_OBJECTS, 8))
+    for thing in scene.objects:
+        if thing.object_id >= MOST_OBJECTS:
+            raise BadInputError(
+                f"scene {scene.scene_id} has object id {thing.object_id}; at most "
+                f"{MOST_OBJECTS - 1} can be trained on"
+            )
+        category = CATEGORIES.index(thing.category) + 1 if thing.category in CATEGORIES else 0
+        colour = COLOURS.index(thing.colour) + 1 if thing.colour in COLOURS else 0
+        center = transform(to_view0, thing.box.center)
+        table[thing.object_id] = [category, colour, *center, *np.log(thing.box.size)]
+    return table
