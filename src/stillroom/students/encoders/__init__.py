@@ -1,0 +1,1 @@
+"""Geometry encoders: one file each, images in, patch tokens and shape out."""
