@@ -1,0 +1,147 @@
+"""Everything that makes a student this student and no other; saved beside its weights."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from stillroom.records import BadInputError
+from stillroom.students.encoders.vggt import VGGTConfig, mini_config
+
+#: Where the paper's recipes put the depth bins, in metres.
+DEPTH_NEAR, DEPTH_FAR = 0.3, 10.0
+
+
+class StillroomConfig(PretrainedConfig):
+    """Encoder, connector, slots and language model of a student.
+
+    ``encoder`` holds the settings of ``VGGTConfig``; ``text_config`` is the config of any
+    transformers causal language model.
+    """
+
+    model_type = "stillroom"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012, transformers' own way to say it
+
+    encoder: dict[str, Any] | None = None
+    text_config: dict[str, Any] | PretrainedConfig | None = None
+    # Round of the encoder whose patch tokens are read, counted from 0; None is the last.
+    encoder_round: int | None = None
+    # Without a gradient the encoder's features can be cached.
+    freeze_encoder: bool = True
+    # Vision tokens per view: this many rows and columns.
+    vision_grid: int = 8
+    # grid: every cell is a token. mean: the whole scene is one token (the papers' literal reading).
+    vision_pool: Literal["grid", "mean"] = "grid"
+    # Bins of the depth head, log-spaced.
+    depth_bins: int = 64
+    depth_near: float = DEPTH_NEAR
+    depth_far: float = DEPTH_FAR
+    # Latent thinking slots: kind, how many, and on which side of the question.
+    slot_kind: Literal["learned", "frozen_random", "filler", "none"] = "learned"
+    slot_count: int = 8
+    slot_position: Literal["before", "after"] = "before"
+    # Who sees whom: engine/mask.py.
+    visibility: Literal["prefix", "full_prefix", "causal"] = "prefix"
+    # Photos become squares of this many pixels; of more photos, so many are chosen evenly.
+    image_size: int = 112
+    max_views: int = 8
+    # Longest answer, in tokens.
+    max_answer_tokens: int = 128
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 0
+    # Stands right before the answer: the first answer token is predicted from it.
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.encoder = VGGTConfig.from_dict(
+            mini_config(point_head=False, camera_head=False).to_dict()
+            if self.encoder is None
+            else self.encoder
+        ).to_dict()
+        if self.text_config is None:
+            self.text_config = neox_config()
+        elif isinstance(self.text_config, dict):
+            settings = dict(self.text_config)
+            kind = settings.pop("model_type", "gpt_neox")
+            if kind not in CONFIG_MAPPING:
+                raise BadInputError(f"student config: unknown language model type {kind!r}")
+            self.text_config = CONFIG_MAPPING[kind](**settings)
+        self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        if self.slot_kind == "none" or self.slot_count == 0:
+            self.slot_kind, self.slot_count = "none", 0
+        super().__post_init__(**kwargs)
+        complaint = self._complaint()
+        if complaint:
+            raise BadInputError(f"student config: {complaint}")
+
+    def _complaint(self) -> str:
+        vggt = self.vggt
+        if self.image_size % vggt.patch_size:
+            return f"image_size {self.image_size} is no multiple of patch_size {vggt.patch_size}"
+        if self.vision_grid < 1 or self.max_views < 1:
+            return "vision_grid and max_views must be at least 1"
+        if self.slot_count < 0:
+            return f"slot_count must not be negative, got {self.slot_count}"
+        if not 0 <= self.round_read < vggt.rounds:
+            return f"encoder_round {self.encoder_round} is none of the {vggt.rounds} rounds"
+        if self.depth_bins < 2 or not 0 < self.depth_near < self.depth_far:
+            return "depth_bins must be at least 2 and 0 < depth_near < depth_far"
+        return ""
+
+    @property
+    def vggt(self) -> VGGTConfig:
+        """The encoder's settings."""
+        assert self.encoder is not None
+        return VGGTConfig.from_dict(self.encoder)
+
+    @property
+    def language_model(self) -> PretrainedConfig:
+        """The language model's settings."""
+        assert isinstance(self.text_config, PretrainedConfig)
+        return self.text_config
+
+    @property
+    def round_read(self) -> int:
+        """The encoder round that the connector reads."""
+        return self.vggt.rounds - 1 if self.encoder_round is None else self.encoder_round
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model, and so of vision tokens and slots."""
+        return int(self.language_model.hidden_size)
+
+
+def neox_config(
+    *,
+    hidden_size: int = 128,
+    layers: int = 3,
+    heads: int = 4,
+    intermediate_size: int | None = None,
+    vocab_size: int = 1024,
+    tie_embeddings: bool = True,
+    max_positions: int = 4096,
+) -> PretrainedConfig:
+    """A GPT-NeoX from scratch; the defaults are the embedded student's.
+
+    At 24 x 2048 with 16 heads, 32,000 entries and untied it has the paper's 1,339,674,624
+    parameters (``use_parallel_residual=False`` gives the two LayerNorms their usual places).
+    """
+    neox: Any = CONFIG_MAPPING["gpt_neox"]
+    config: PretrainedConfig = neox(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden_size if intermediate_size is None else intermediate_size,
+        max_position_embeddings=max_positions,
+        use_parallel_residual=False,
+        tie_word_embeddings=tie_embeddings,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return config

@@ -1,0 +1,44 @@
+"""Heads that read the connector's tokens, so that their losses reach the answer path."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class DepthBins(nn.Module):
+    """A distribution over log-spaced depth bins for every cell of every view."""
+
+    def __init__(self, hidden_size: int, *, bins: int, near: float, far: float) -> None:
+        super().__init__()
+        self.bins, self.near, self.far = bins, near, far
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear = nn.Linear(hidden_size, bins)
+
+    def forward(self, cells: Float[Tensor, "b v c d"]) -> Float[Tensor, "b v g g bins"]:
+        """Logits over the bins, cells back in their grid."""
+        grid = round(cells.shape[2] ** 0.5)
+        return self.linear(self.norm(cells)).unflatten(2, (grid, grid))
+
+    def reset_parameters(self) -> None:
+        """Start values: every bin equally likely."""
+        self.norm.reset_parameters()
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def centers(self, device: torch.device | None = None) -> Float[Tensor, "bins"]:
+        """Geometric middle of each bin, in metres."""
+        steps = (torch.arange(self.bins, device=device, dtype=torch.float32) + 0.5) / self.bins
+        return self.near * (self.far / self.near) ** steps
+
+    def index(self, depth: Float[Tensor, "*s"]) -> Int[Tensor, "*s"]:
+        """Bin of a depth in metres; beyond the ends the first or last one."""
+        span = torch.log(torch.tensor(self.far / self.near))
+        place = (depth.clamp_min(1e-6) / self.near).log() / span.to(depth.device)
+        return (place * self.bins).floor().long().clamp(0, self.bins - 1)
+
+    def expected(self, logits: Float[Tensor, "*s bins"]) -> Float[Tensor, "*s"]:
+        """Depth in metres: the mean of log depth under the distribution."""
+        log_centers = self.centers(logits.device).log()
+        return (logits.float().softmax(dim=-1) @ log_centers).exp()

@@ -1,0 +1,375 @@
+"""The student: geometry encoder, connector, thinking slots, language model, depth head.
+
+``[V] [T_1..T_K] [Q] <bos> [A] <eos>``: vision tokens, slots, the question, and the answer, whose
+first token is predicted from ``<bos>``. The same row is trained (``forward_packed``), decoded in a
+session (``session.py``) and by ``generate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from stillroom.engine.generate import greedy
+from stillroom.engine.mask import Kind, attention_mask
+from stillroom.engine.packing import (
+    IGNORE_INDEX,
+    Packed,
+    pack_questions,
+    prompt_layout,
+    stack_rows,
+)
+from stillroom.engine.prefix import ScenePrefix, decoder_states, prefill
+from stillroom.records import BadInputError
+from stillroom.students.config import StillroomConfig
+from stillroom.students.connector import Connector, VisionFeatures, pool_features
+from stillroom.students.encoders.vggt import VGGT, Head
+from stillroom.students.heads import DepthBins
+from stillroom.students.processor import StillroomProcessor
+from stillroom.students.slots import Slots
+
+
+class StillroomStudent(PreTrainedModel, GenerationMixin):
+    """Answers questions about a scene from photos, and says how deep it believes it to be."""
+
+    config: StillroomConfig
+    config_class = StillroomConfig
+    base_model_prefix = "student"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: StillroomConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.encoder = VGGT(config.vggt)
+        self.connector = Connector(config.vggt.token_width, width)
+        self.slots = Slots(config.slot_kind, config.slot_count, width)
+        self.depth_bins = DepthBins(
+            width, bins=config.depth_bins, near=config.depth_near, far=config.depth_far
+        )
+        self.language_model = AutoModelForCausalLM.from_config(
+            config.language_model, attn_implementation=config._attn_implementation
+        )
+        self.post_init()
+        self._freeze()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Start values of our own parts; encoder and language model have drawn theirs."""
+        if isinstance(module, Connector | Slots | DepthBins):
+            module.reset_parameters()
+
+    def _freeze(self) -> None:
+        if self.config.freeze_encoder:
+            self.encoder.requires_grad_(False)
+        if self.config.slot_kind == "frozen_random":
+            self.slots.requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another token embedding into the language model."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's output matrix."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Put another output matrix into the language model."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    # Seeing. ------------------------------------------------------------------------------------
+
+    def features(self, images: Float[Tensor, "b v 3 h w"]) -> VisionFeatures:
+        """What the encoder says of photos in 0..1; the same every time if it is frozen."""
+        config = self.config
+        keep_gradient = torch.is_grad_enabled() and not config.freeze_encoder
+        heads: tuple[Head, ...] = ("depth",) if config.vggt.depth_head else ()
+        with torch.set_grad_enabled(keep_gradient):
+            seen = self.encoder.encode(images, [config.round_read], heads=heads)
+            return pool_features(
+                seen.tokens[config.round_read],
+                seen.depth,
+                rows=images.shape[-2] // config.vggt.patch_size,
+                grid=config.vision_grid,
+            )
+
+    def cells(self, features: VisionFeatures) -> Float[Tensor, "b v c d"]:
+        """The connector's tokens, cell by cell: what the heads read."""
+        return self.connector(features)
+
+    def pool_cells(self, cells: Float[Tensor, "b v c d"]) -> Float[Tensor, "b n d"]:
+        """The connector's tokens as the language model reads them."""
+        tokens = cells.flatten(1, 2)
+        return tokens.mean(dim=1, keepdim=True) if self.config.vision_pool == "mean" else tokens
+
+    def vision_tokens(self, features: VisionFeatures) -> Float[Tensor, "b n d"]:
+        """The prefix V of each scene."""
+        return self.pool_cells(self.cells(features))
+
+    def vision_length(self, views: int) -> int:
+        """Number of vision tokens of a scene with so many views."""
+        return 1 if self.config.vision_pool == "mean" else views * self.config.vision_grid**2
+
+    # Training. ----------------------------------------------------------------------------------
+
+    def embed(self, kind: Int[Tensor, "b t"], ids: Int[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
+        """Embeddings of all that stands behind V: tokens by id, slots in their order."""
+        embeds = self.get_input_embeddings()(ids)
+        if not self.slots.count:
+            return embeds
+        is_slot = kind == Kind.T
+        # Slots come in whole runs, so that counting them along the row numbers them.
+        index = (is_slot.cumsum(dim=1) - 1).remainder(self.slots.count)
+        return torch.where(is_slot[..., None], self.slots()[index].to(embeds.dtype), embeds)
+
+    def packed_states(
+        self, vision_tokens: Float[Tensor, "b n d"], packed: Packed
+    ) -> Float[Tensor, "b l d"]:
+        """Last hidden states (after the final norm) of every position of packed rows."""
+        n = packed.prefix_length
+        if vision_tokens.shape[1] != n:
+            raise ValueError(f"the rows expect {n} vision tokens, got {vision_tokens.shape[1]}")
+        text = self.embed(packed.kind[:, n:], packed.ids[:, n:])
+        mask = attention_mask(
+            packed.kind, packed.segment, packed.position, visibility=self.config.visibility
+        )
+        embeds = torch.cat([vision_tokens.to(text.dtype), text], dim=1)
+        return decoder_states(self.language_model, embeds, mask=mask, position=packed.position)
+
+    def forward_packed(
+        self, vision_tokens: Float[Tensor, "b n d"], packed: Packed
+    ) -> Float[Tensor, "a vocabulary"]:
+        """Logits where ``packed.labels`` has a label, row by row, and nowhere else."""
+        states = self.packed_states(vision_tokens, packed)
+        return self.get_output_embeddings()(states[packed.labels != IGNORE_INDEX])
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b t"],
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        pixel_values: Float[Tensor, "b v 3 h w"] | None = None,
+        labels: Int[Tensor, "b t"] | None = None,
+        features: VisionFeatures | None = None,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """One question per row, as transformers hands it: loss and logits ``[b t v]``.
+
+        ``input_ids`` is the question and ``<bos>`` (the processor's output), then the answer where
+        ``labels`` are not -100; padding is at the end. V and slots are put before them here.
+
+        Raises:
+            BadInputError: neither photos nor features are given.
+        """
+        vision = self.vision_tokens(self._seen(pixel_values, features))
+        packed = self._rows(input_ids, attention_mask, labels, vision.shape[1]).to(vision.device)
+        states = self.packed_states(vision, packed)
+        spoken = (packed.kind == Kind.Q) | (packed.kind == Kind.A)
+        here = _valid(input_ids, attention_mask)
+        aligned = states.new_zeros(*input_ids.shape, states.shape[-1])
+        aligned[here] = states[spoken]
+        logits = self.get_output_embeddings()(aligned)
+        loss = None
+        if labels is not None:
+            targets = torch.full_like(input_ids, IGNORE_INDEX)
+            targets[here] = packed.labels[spoken]
+            loss = F.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def _seen(self, pixel_values: Tensor | None, features: VisionFeatures | None) -> VisionFeatures:
+        if features is not None:
+            return features
+        if pixel_values is None:
+            raise BadInputError("a student answers about photos; give pixel_values or features")
+        return self.features(pixel_values)
+
+    def _rows(
+        self, input_ids: Tensor, mask: Tensor | None, labels: Tensor | None, prefix: int
+    ) -> Packed:
+        """Rows of one question each; an answer is what carries labels."""
+        valid = _valid(input_ids, mask)
+        answer = torch.zeros_like(valid) if labels is None else labels != IGNORE_INDEX
+        rows = []
+        for ids, keep, said in zip(input_ids, valid, answer, strict=True):
+            prompt = ids[keep & ~said].tolist()
+            pair = (prompt[:-1], ids[keep & said].tolist())
+            rows.append(
+                pack_questions([pair], prefix_length=prefix, start_id=prompt[-1], **self._slots)
+            )
+        return stack_rows(rows)
+
+    @property
+    def _slots(self) -> dict[str, Any]:
+        return {"slots": self.config.slot_count, "slot_position": self.config.slot_position}
+
+    # Answering. ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def open_prefix(self, features: VisionFeatures) -> ScenePrefix:
+        """One scene read by the language model; its questions share this."""
+        vision = self.vision_tokens(features)
+        return prefill(self.language_model, vision, visibility=self.config.visibility)
+
+    @torch.no_grad()
+    def prompt(self, question_ids: Sequence[int]) -> Float[Tensor, "t d"]:
+        """Embeddings of slots, question and ``<bos>``: what ``greedy`` goes on from."""
+        start = self.config.bos_token_id
+        assert start is not None
+        kind, ids = prompt_layout(question_ids, start_id=start, **self._slots)
+        where = torch.tensor([kind, ids], device=self.device)
+        return self.embed(where[:1], where[1:])[0]
+
+    @torch.no_grad()
+    def answer_ids(
+        self,
+        prefix: ScenePrefix,
+        questions: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int | None = None,
+    ) -> list[list[int]]:
+        """Greedy answers to tokenised questions, ``<eos>`` included where it came in time."""
+        said = greedy(
+            self.language_model,
+            prefix,
+            [self.prompt(ids) for ids in questions],
+            visibility=self.config.visibility,
+            max_new_tokens=max_new_tokens or self.config.max_answer_tokens,
+            eos_id=self._eos,
+        )
+        return [decoded.ids for decoded in said]
+
+    @property
+    def _eos(self) -> int:
+        eos = self.config.eos_token_id
+        return int(eos[0] if isinstance(eos, list) else eos or 0)
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]  # greedy only, so most of the mixin's options are gone
+        self,
+        input_ids: Int[Tensor, "b t"],
+        attention_mask: Int[Tensor, "b t"] | None = None,
+        pixel_values: Float[Tensor, "b v 3 h w"] | None = None,
+        features: VisionFeatures | None = None,
+        max_new_tokens: int | None = None,
+        **_: Any,
+    ) -> Int[Tensor, "b u"]:
+        """The prompts followed by their greedy answers, padded at the end; as a session answers.
+
+        Raises:
+            BadInputError: no photos, or a prompt that does not end with ``<bos>``.
+        """
+        seen = self._seen(pixel_values, features)
+        rows = []
+        for index, (ids, keep) in enumerate(
+            zip(input_ids, _valid(input_ids, attention_mask), strict=True)
+        ):
+            prompt = ids[keep].tolist()
+            if not prompt or prompt[-1] != self.config.bos_token_id:
+                raise BadInputError(
+                    f"prompt {index} must end with <bos> (id {self.config.bos_token_id}); make it "
+                    "with the student's processor"
+                )
+            prefix = self.open_prefix(_scene(seen, index))
+            (answer,) = self.answer_ids(prefix, [prompt[:-1]], max_new_tokens=max_new_tokens)
+            rows.append(torch.cat([ids, torch.tensor(answer, device=ids.device)]))
+        return nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=self.config.pad_token_id or 0
+        )
+
+    # Keeping. -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # what it passes on, it takes by name
+        cls, where: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
+        """A student from a folder or the hub, safetensors only.
+
+        Raises:
+            BadInputError: nothing there, another model's checkpoint, or a file cut short.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"output_loading_info": True, "use_safetensors": True}
+        try:
+            loaded: Any = super().from_pretrained(where, *args, **kwargs)
+        except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+            raise BadInputError(
+                f"{where} holds no student that can be read ({_first_line(error)}); "
+                "name a folder that 'stillroom distill' wrote"
+            ) from error
+        student, info = loaded
+        wrong = [*info["missing_keys"], *info["unexpected_keys"]]
+        if wrong:
+            raise BadInputError(
+                f"{where} is no checkpoint of this student: {len(wrong)} weights do not fit, "
+                f"first {sorted(wrong)[0]}"
+            )
+        student._freeze()
+        return (student, info) if wants_info else student
+
+
+def _valid(input_ids: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _scene(features: VisionFeatures, index: int) -> VisionFeatures:
+    return VisionFeatures(
+        tokens=features.tokens[index : index + 1], depth=features.depth[index : index + 1]
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def parameter_table(config: StillroomConfig) -> dict[str, int]:
+    """Parameters by part, and ``total``; counted on the meta device, nothing is allocated."""
+    with torch.device("meta"):
+        student = StillroomStudent(config)
+    table = {"language_model": _count(student.language_model)}
+    table |= {name: _count(part) for name, part in student.encoder.named_children()}
+    table |= {
+        "projector": _count(student.connector.projector),
+        "depth_code": _count(student.connector.depth_code),
+        "slots": _count(student.slots),
+        "depth_bins": _count(student.depth_bins),
+    }
+    table["total"] = _count(student)
+    return table
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _register() -> None:
+    """Make the Auto classes of transformers know a student's folder by its ``config.json``."""
+    AutoConfig.register("stillroom", StillroomConfig, exist_ok=True)
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
+        auto.register(StillroomConfig, StillroomStudent, exist_ok=True)
+    AutoProcessor.register(StillroomConfig, StillroomProcessor, exist_ok=True)
+
+
+# The one thing done on import: the Auto classes can only find what has been registered.
+_register()

@@ -1,0 +1,92 @@
+"""A student in use: a scene opened once, questions cheap from there on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stillroom.records import Answer, Question, Scene, SceneGeometry, asked, content_hash
+from stillroom.students.model import StillroomStudent
+from stillroom.students.processor import Photo, StillroomProcessor
+from stillroom.text.prompts import prompt_text
+
+
+class StudentSession:
+    """One scene: the encoder and the prefix have run, only questions are left."""
+
+    def __init__(
+        self,
+        student: StillroomStudent,
+        processor: StillroomProcessor,
+        photos: Sequence[Photo],
+        *,
+        scene_id: str,
+    ) -> None:
+        self.student, self.processor, self.scene_id = student, processor, scene_id
+        #: Which photos were looked at, by number.
+        self.views = tuple(processor.chosen(len(photos)))
+        images = torch.from_numpy(processor.images(photos)).to(student.device)
+        with torch.no_grad():
+            features = student.features(images[None])
+        self._depth = None if features.depth_map is None else features.depth_map[0]
+        self._prefix = student.open_prefix(features)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer per question, in order."""
+        prompts = [self.processor.question_ids(prompt_text(question)) for question in questions]
+        said = self.student.answer_ids(self._prefix, prompts)
+        return [
+            Answer(question_id=question.question_id, text=self.processor.decode(ids))
+            for question, ids in zip(questions, said, strict=True)
+        ]
+
+    def ask(self, text: str) -> str:
+        """The answer to a question in a person's own words.
+
+        Raises:
+            BadInputError: the question is empty or too long.
+        """
+        return self.answer([asked(self.scene_id, text)])[0].text
+
+    def geometry(self) -> SceneGeometry:
+        """The student's depth in metres for the photos in ``views``, as the processor cuts them."""
+        if self._depth is None:
+            return SceneGeometry()
+        return SceneGeometry(depth=self._depth.float().cpu().numpy().astype(np.float32))
+
+
+class StudentAnswerer:
+    """A student and its processor: opens scenes."""
+
+    def __init__(self, student: StillroomStudent, processor: StillroomProcessor) -> None:
+        self.student, self.processor = student.eval(), processor
+
+    @classmethod
+    def from_folder(
+        cls,
+        where: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> StudentAnswerer:
+        """A student's folder or hub id. Weights kept in half precision are computed in ``dtype``.
+
+        Raises:
+            BadInputError: nothing there that can be read.
+        """
+        student: StillroomStudent = StillroomStudent.from_pretrained(where, dtype=dtype)
+        student.to(torch.device(device))  # type: ignore[arg-type]  # transformers' wrapper
+        return cls(student, StillroomProcessor.from_pretrained(where))
+
+    def open(self, scene: Scene) -> StudentSession:
+        """Look at a scene once."""
+        photos = [view.rgb for view in scene.views]
+        return StudentSession(self.student, self.processor, photos, scene_id=scene.scene_id)
+
+    def open_photos(self, photos: Sequence[Photo]) -> StudentSession:
+        """Look at loose photos of one scene: paths, Pillow images or arrays."""
+        scene_id = content_hash(["photos", *(str(photo) for photo in photos)])
+        return StudentSession(self.student, self.processor, photos, scene_id=scene_id)
