@@ -108,9 +108,9 @@ def test_later_views_may_change_places_but_the_first_may_not(
     assert plain.depth is not None
     assert swapped.depth is not None
     torch.testing.assert_close(swapped.depth, plain.depth[:, order], atol=1e-5, rtol=1e-5)
-    moved = model(images[:, [1, 0, 2]])
-    assert moved.depth is not None
-    assert (moved.depth - plain.depth[:, [1, 0, 2]]).abs().max() > 1e-3
+    tokens = model.encode(images).tokens[4]
+    moved = model.encode(images[:, [1, 0, 2]]).tokens[4]
+    assert (moved - tokens[:, [1, 0, 2]]).abs().max() > 1e-2
 
 
 @torch.no_grad()
