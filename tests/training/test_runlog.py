@@ -24,6 +24,12 @@ def test_a_folder_without_a_log_is_refused(tmp_path: Path) -> None:
         read_result(tmp_path)
 
 
+def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b'{"kind": "step"}\n\xff\xfe\n')
+    with pytest.raises(BadInputError, match="is damaged"):
+        read_log(tmp_path)
+
+
 def test_the_line_of_a_step_reads_as_in_the_style_guide() -> None:
     row = {"step": 120, "steps": 2000, "loss": 1.8421, "terms": {"text": 1.31, "depth_ce": 0.532}}
     row |= {"metrics": {}, "scenes_per_s": 412.3, "eta_s": 366.0}

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
@@ -107,6 +108,11 @@ class RunLog:
     def __init__(self, path: Path, *, keep_bytes: int) -> None:
         # Append mode creates the file; truncating to the checkpoint makes steps appear once.
         self._file = path.open("ab")
+        try:
+            _claim(self._file, path.parent)
+        except BadInputError:
+            self._file.close()
+            raise
         self._file.truncate(keep_bytes)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -136,7 +142,10 @@ def read_log(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
         raise BadInputError(f"{path} holds no log.jsonl; is it the folder of a run?")
     # What follows the last line end is empty or torn.
     lines = file.read_bytes().split(b"\n")[:-1]
-    rows = [json.loads(line) for line in lines]
+    try:
+        rows = [json.loads(line) for line in lines]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadInputError(f"{file} is damaged: not every line is JSON") from error
     return [row for row in rows if kind is None or row["kind"] == kind]
 
 
@@ -147,6 +156,21 @@ def step_line(row: Mapping[str, Any]) -> str:
     parts += [f"{name} {value:.3f}" for name, value in {**row["terms"], **row["metrics"]}.items()]
     parts += [f"{row['scenes_per_s']:.3g} scenes/s", f"eta {row['eta_s'] / 60:.1f}m"]
     return " | ".join(parts)
+
+
+def _claim(file: BinaryIO, out: Path) -> None:
+    """Hold ``file`` until this process ends, however it ends; refuse if another holds it."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        # A record lock and not flock: a worker that outlives a killed parent must not keep it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise BadInputError(
+            f"another process is training in {out}. Wait for it, or choose another --out."
+        ) from error
 
 
 def _read_result(out: Path) -> TrainResult | None:
