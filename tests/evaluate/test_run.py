@@ -125,7 +125,7 @@ def test_every_item_is_kept_with_question_truth_answer_and_score(finished, store
 
 
 def test_a_finished_evaluation_asks_nobody_again(finished, store):
-    out, results = finished
+    out, _ = finished
     before = (out / "results.json").stat().st_mtime_ns
 
     def refuse():
@@ -146,11 +146,11 @@ def test_an_added_row_is_asked_alone_and_takes_its_place(store, tmp_path):
 
 
 def test_other_settings_are_refused_and_touch_nothing(finished, store):
-    out, results = finished
+    out, _ = finished
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(BadInputError, match="other settings.*split"):
+    with pytest.raises(BadInputError, match=r"other settings.*split"):
         run(store, out, split="val")
-    with pytest.raises(BadInputError, match="other settings.*limit None, now 3"):
+    with pytest.raises(BadInputError, match=r"other settings.*limit None, now 3"):
         run(store, out, limit=3)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 

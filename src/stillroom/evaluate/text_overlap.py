@@ -7,7 +7,7 @@ takes the best one and BLEU takes them all as references.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -79,8 +79,3 @@ def mean_overlap(overlaps: Sequence[Overlap]) -> Overlap:
         recall=sum(o.recall for o in overlaps) / n,
         f1=sum(o.f1 for o in overlaps) / n,
     )
-
-
-def mean_rouge(scored: Sequence[Mapping[str, Overlap]]) -> dict[str, Overlap]:
-    """``mean_overlap`` of each ROUGE."""
-    return {kind: mean_overlap([one[kind] for one in scored]) for kind in ROUGE_KINDS}
