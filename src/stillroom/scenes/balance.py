@@ -22,6 +22,8 @@ from jaxtyping import Float
 #: A candidate whose rarest answer is less likely than this share of its target is never asked:
 #: so rare a case cannot be balanced with an estimated table.
 RAREST = 0.1
+#: Weights are kept with so many decimals.
+DECIMALS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +89,10 @@ def thin(
     return [c for c in candidates if rng.random() < balance.keep(c, density)]
 
 
-def fit_balance(
-    candidates: Sequence[Candidate], *, prior_strength: float = 1.0, decimals: int = 3
-) -> dict[str, float]:
+def fit_balance(candidates: Sequence[Candidate], *, shrink: float) -> dict[str, float]:
     """Weights of one task's table: a conditional logit model fitted to unthinned candidates.
 
-    ``prior_strength`` pulls weights to 0 like that many contradicting candidates would.
+    ``shrink`` is the precision of the normal prior that pulls every weight to 0.
     """
     from scipy.optimize import minimize
 
@@ -120,11 +120,11 @@ def fit_balance(
         slope = (odds / total).ravel()
         slope[truth] -= 1.0
         gradient = np.bincount(weight, weights=slope[cell], minlength=len(names))
-        return nll + 0.5 * prior_strength * float(w @ w), gradient + prior_strength * w
+        return nll + 0.5 * shrink * float(w @ w), gradient + shrink * w
 
     found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
     return {
-        name: round(float(w), decimals)
+        name: round(float(w), DECIMALS)
         for name, w in zip(names, found.x)
-        if abs(w) >= 0.5 * 10**-decimals
+        if abs(w) >= 0.5 * 10**-DECIMALS
     }

@@ -86,19 +86,24 @@ def contact(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
             continue
         if not touching and (gap < CONTACT_GAP_M or not facts.gap_seen[a, b]):
             continue
-        pair = "|".join(sorted((facts.things[a].category, facts.things[b].category)))
+        kinds = sorted((facts.things[a].category, facts.things[b].category))
         found.append(
             Candidate(
                 task="contact",
                 ids=(a, b),
                 answer=0 if touching else 1 if gap <= CONTACT_NEAR_M else 2,
-                keys=((f"yes|{pair}", "yes"), (f"near|{pair}", "near"), ()),
+                keys=(_case("yes", kinds), _case("near", kinds), ()),
                 value=gap,
                 margin=CONTACT_GAP_M - gap if touching else gap,
                 targets=CONTACT_TARGETS,
             )
         )
     return found
+
+
+def _case(case: str, kinds: list[str]) -> tuple[str, ...]:
+    """A weight for the case, one for each kind in it, one for the pair."""
+    return (case, f"{case}|{kinds[0]}", f"{case}|{kinds[1]}", f"{case}|{kinds[0]}|{kinds[1]}")
 
 
 def size(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
@@ -145,8 +150,9 @@ def _side(
     rng: np.random.Generator,
 ) -> Candidate:
     """``lead`` > 0: the first named is on the first side. The sides are said in random order."""
-    one, other = (facts.things[i].category for i in pair)
-    keys = ((f"{one}|{other}", one), (f"{other}|{one}", other))
+    # Rooms have no left and right of their own, so names tell nothing of it.
+    kinds = [facts.things[i].category for i in pair]
+    keys = ((kinds[0],), (kinds[1],)) if task == "front_behind" else ((), ())
     truth = 0 if lead > 0 else 1
     if rng.random() < 0.5:
         sides, keys, truth = sides[::-1], keys[::-1], 1 - truth
