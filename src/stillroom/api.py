@@ -169,17 +169,29 @@ def distill(
     progress: Progress | None = None,
 ) -> str:
     """Train a student on a teacher's labels; a sentence on how it went."""
+    from stillroom import registry
     from stillroom.distill import run
 
-    return run.distill(config, scenes=scenes, labels=labels, out=out, progress=progress)
+    return run.distill(
+        config,
+        scenes=scenes,
+        labels=labels,
+        out=out,
+        encoder=registry.locate(config.encoder),
+        progress=progress,
+    )
 
 
 def params(recipe: str) -> dict[str, int]:
     """Parameters of a recipe's student by part, and their total; nothing is allocated."""
-    from stillroom import recipes
+    from stillroom import recipes, registry
+    from stillroom.distill.build import KEPT_HEADS, student_config
+    from stillroom.students.encoders.vggt_load import load_vggt
     from stillroom.students.model import parameter_table
 
-    return parameter_table(recipes.table("distill")[recipe]().student_config())
+    config = recipes.table("distill")[recipe]()
+    encoder = load_vggt(registry.locate(config.encoder), heads=KEPT_HEADS).config
+    return parameter_table(student_config(config, encoder))
 
 
 # Results. ---------------------------------------------------------------------------------------

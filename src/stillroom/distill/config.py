@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from stillroom.students.config import StillroomConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +25,8 @@ class StudentSizes:
     tie_embeddings: bool = True
     # Vision tokens per view: this many rows and columns.
     vision_grid: int = 8
+    # Of more photos than this, so many are looked at, evenly spread.
+    max_views: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +95,3 @@ class DistillConfig:
         for name in ("description_share", "other_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
-
-    def student_config(self) -> StillroomConfig:
-        """The transformers config of the student this run trains."""
-        from stillroom.distill.build import student_config
-
-        return student_config(self)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stillroom.records import BadInputError, Scene, content_hash
+from stillroom.records import BadInputError, Scene, View, content_hash
 from stillroom.scenes.store import SceneStore
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def _fill(
     arrays: dict[str, np.memmap] = {}
     for start in range(0, len(scene_ids), SCENES_PER_PASS):
         scenes = [store.scene(key) for key in scene_ids[start : start + SCENES_PER_PASS]]
-        images = torch.stack([processor.images([v.rgb for v in scene.views]) for scene in scenes])
-        features = student.features(images)
+        photos = np.stack([processor.images([v.rgb for v in scene.views]) for scene in scenes])
+        features = student.features(torch.from_numpy(photos))
         grid = student.config.vision_grid
         values = {
             "tokens": features.tokens,
@@ -120,10 +120,13 @@ def _true_depth(
     scene: Scene, processor: StillroomProcessor, grid: int
 ) -> Float[Tensor, "v grid grid"]:
     """Mean measured depth per cell, in the crop that the encoder sees; 0 where unmeasured."""
-    maps = processor.depth(
-        [np.zeros(v.rgb.shape[:2], np.float32) if v.depth is None else v.depth for v in scene.views]
-    )
+    measured = [np.where(view.depth_valid, _depth_of(view), 0.0) for view in scene.views]
+    maps = torch.from_numpy(processor.depth(measured))
     known = (maps > 0).float()
     share = torch.nn.functional.adaptive_avg_pool2d(known, grid)
     mean = torch.nn.functional.adaptive_avg_pool2d(maps, grid) / share.clamp_min(1e-6)
     return torch.where(share >= 0.5, mean, torch.zeros_like(mean))
+
+
+def _depth_of(view: View) -> Float[np.ndarray, "h w"]:
+    return np.zeros(view.rgb.shape[:2], np.float32) if view.depth is None else view.depth

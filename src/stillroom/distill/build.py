@@ -1,0 +1,60 @@
+"""A student put together from a recipe: the frozen encoder from its checkpoint, the rest fresh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from stillroom.distill.config import DistillConfig
+from stillroom.students.config import StillroomConfig, neox_config
+from stillroom.students.encoders.vggt import VGGTConfig
+from stillroom.students.encoders.vggt_load import load_vggt
+from stillroom.students.model import StillroomStudent
+from stillroom.students.processor import StillroomProcessor
+from stillroom.text.tokenizer import load_tokenizer
+
+#: All a student keeps of an encoder's heads: it reads patch tokens and its own depth.
+KEPT_HEADS = ("depth_head",)
+
+
+def student_config(config: DistillConfig, encoder: VGGTConfig) -> StillroomConfig:
+    """The transformers config of the student that a recipe describes."""
+    size = config.student
+    return StillroomConfig(
+        encoder=encoder.to_dict(),
+        text_config=neox_config(
+            hidden_size=size.hidden_size,
+            layers=size.layers,
+            heads=size.heads,
+            intermediate_size=size.intermediate_size,
+            vocab_size=load_tokenizer().vocab_size,
+            tie_embeddings=size.tie_embeddings,
+        ),
+        vision_grid=size.vision_grid,
+        slot_kind=config.slots.kind,
+        slot_count=config.slots.count,
+        slot_position=config.slots.position,
+        visibility=config.mask,
+        image_size=encoder.image_size,
+        max_views=size.max_views,
+    )
+
+
+def build_student(
+    config: DistillConfig, encoder: Path | str
+) -> tuple[StillroomStudent, StillroomProcessor]:
+    """A student ready to be trained, drawn from the recipe's seed.
+
+    Raises:
+        BadInputError: no such encoder, or ``start_from`` is no student's checkpoint.
+    """
+    if config.start_from:
+        student = StillroomStudent.from_pretrained(config.start_from, dtype=torch.float32)
+        return student, StillroomProcessor.from_pretrained(config.start_from)
+    vggt = load_vggt(encoder, heads=KEPT_HEADS)
+    built = student_config(config, vggt.config)
+    torch.manual_seed(config.train.seed)
+    student = StillroomStudent(built)
+    student.encoder.load_state_dict(vggt.state_dict())
+    return student, StillroomProcessor(image_size=built.image_size, max_views=built.max_views)

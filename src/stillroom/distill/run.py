@@ -1,0 +1,158 @@
+"""A whole distillation: labels and scenes in, a student's checkpoint out; resumable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from stillroom.distill.batches import Batches, items_by_scene
+from stillroom.distill.build import build_student
+from stillroom.distill.config import DistillConfig
+from stillroom.distill.features import FeatureCache, cache_features
+from stillroom.distill.step import count_labelled, distill_step, term_names
+from stillroom.distill.weighting import BoundedUncertainty, StaticWeights
+from stillroom.records import BadInputError, content_hash
+from stillroom.scenes.store import SceneStore, open_store
+from stillroom.students.model import StillroomStudent
+from stillroom.students.processor import StillroomProcessor
+from stillroom.teachers.label_store import LabelStore, open_labels
+from stillroom.text.prompts import prompt_text
+from stillroom.training.loop import Progress as StepProgress
+from stillroom.training.loop import train
+
+Progress = Callable[[int, int], None]
+
+#: Scenes of one validation batch.
+SCENES_PER_EVALUATION = 8
+
+
+def distill(
+    config: DistillConfig,
+    *,
+    scenes: Path,
+    labels: Path,
+    out: Path,
+    encoder: Path | str,
+    progress: Progress | None = None,
+) -> str:
+    """Train a student on labelled scenes; ``out/student`` holds it, in bf16.
+
+    ``encoder`` is where ``config.encoder`` lies. The frozen encoder sees every scene once; its
+    features are kept in ``out/features``.
+
+    Raises:
+        BadInputError: missing labels, scenes of several kinds, or ``out`` holds another run.
+    """
+    store, taught = open_store(scenes), open_labels(labels)
+    student, processor = build_student(config, encoder)
+    revision = _revision(student)
+    ids = {
+        "train": _labelled(store, taught, config.train_split),
+        "val": _labelled(store, taught, config.validation_split)[: config.validation_scenes],
+    }
+    every = list(dict.fromkeys(ids["train"] + ids["val"]))
+    features = cache_features(student, processor, store, every, out / "features", encoder=revision)
+    training, held_out = (
+        _batches(config, features, store, taught, ids[name], processor) for name in ("train", "val")
+    )
+    names = term_names(config.losses)
+    weighting = (
+        BoundedUncertainty(names)
+        if config.losses.weighting == "uncertainty"
+        else StaticWeights(dict.fromkeys(names, 1.0))
+    )
+    result = train(
+        config=config.train,
+        model=student,
+        weighting=weighting,
+        step=lambda batch: distill_step(student, batch, config.losses),
+        count=count_labelled,
+        batch_at=training.at,
+        evaluate=lambda: _evaluate(student, held_out, config),
+        best_by="answer_ce",
+        out=out,
+        settings={
+            "verb": "distill",
+            "config": asdict(config),
+            "encoder": revision,
+            "labels": taught.settings,
+            "scenes": content_hash(every),
+        },
+        progress=None if progress is None else _steps(progress),
+    )
+    save_student(student, processor, out / "student")
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
+    return f"{out / 'student'} after {result.steps} steps, best at {result.best_step}: {shown}"
+
+
+def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
+    """Write a student's checkpoint in bf16 with its processor, as the Auto classes read it."""
+    kept = {name: value.detach().clone() for name, value in student.state_dict().items()}
+    student.to(torch.bfloat16)
+    student.save_pretrained(folder)
+    student.to(torch.float32)
+    student.load_state_dict(kept)
+    processor.save_pretrained(folder)
+
+
+def _steps(progress: Progress) -> Callable[[StepProgress], None]:
+    return lambda now: progress(now.step, now.steps)
+
+
+def _labelled(store: SceneStore, labels: LabelStore, split: str) -> list[str]:
+    known = set(labels.scene_ids())
+    found = [scene_id for scene_id in store.scene_ids(split) if scene_id in known]
+    if not found:
+        raise BadInputError(
+            f"{labels.path} labels no scene of the split {split!r} of {store.path}; label that "
+            "store first, or name another split"
+        )
+    return found
+
+
+def _batches(
+    config: DistillConfig,
+    features: FeatureCache,
+    store: SceneStore,
+    labels: LabelStore,
+    scene_ids: Sequence[str],
+    processor: StillroomProcessor,
+) -> Batches:
+    questions = {scene_id: store.questions(scene_id) for scene_id in scene_ids}
+    prompts = {q.question_id: prompt_text(q) for asked in questions.values() for q in asked}
+    said = {scene_id: labels.labels(scene_id) for scene_id in scene_ids}
+    tokenizer = processor.tokenizer
+    items = items_by_scene(questions, said, prompts, tokenizer)
+    return Batches(config, features, items, start_id=tokenizer.bos_id)
+
+
+def _evaluate(
+    student: StillroomStudent, batches: Batches, config: DistillConfig
+) -> dict[str, float]:
+    """Mean of every term over the held-out scenes, every question of each."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    ids = batches.scene_ids
+    for start in range(0, len(ids), SCENES_PER_EVALUATION):
+        chosen = ids[start : start + SCENES_PER_EVALUATION]
+        rows = batches.rows[start : start + SCENES_PER_EVALUATION]
+        batch = batches.batch(rows, [batches.items[scene_id] for scene_id in chosen])
+        losses = distill_step(student, batch, config.losses)
+        for name, value in {**losses.terms, **losses.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        for name, value in count_labelled(batch).items():
+            counts[name] = counts.get(name, 0.0) + value
+    return {name: value / counts[name] for name, value in sums.items() if counts[name]}
+
+
+def _revision(student: StillroomStudent) -> str:
+    """What names the frozen encoder's output: its weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(student.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

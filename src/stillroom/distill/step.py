@@ -1,0 +1,79 @@
+"""One step of distillation: what the student says of a batch, against teacher and sensor."""
+
+from __future__ import annotations
+
+import torch
+
+from stillroom.distill.batches import Batch
+from stillroom.distill.config import LossConfig
+from stillroom.distill.losses import (
+    answer_cross_entropy,
+    depth_ce,
+    depth_kl,
+    depth_reg,
+    masked_sum,
+    soft_depth_bins,
+    text_loss,
+)
+from stillroom.engine.packing import IGNORE_INDEX
+from stillroom.geometry.depth import log_bin_edges
+from stillroom.students.connector import VisionFeatures
+from stillroom.students.model import StillroomStudent
+from stillroom.training.loop import StepLosses
+
+#: Width of the soft depth target, in bins.
+SOFT_BIN_WIDTH = 1.0
+
+DEPTH_TERMS = ("depth_ce", "depth_reg", "depth_kl")
+
+
+def term_names(config: LossConfig) -> tuple[str, ...]:
+    """The terms that are on, under the names of ``docs/losses.md``."""
+    return ("text", *DEPTH_TERMS) if config.depth else ("text",)
+
+
+def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) -> StepLosses:
+    """Sums of every term over a micro-batch; ``count_labelled`` has what to divide them by."""
+    features = VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
+    cells = student.cells(features)
+    logits = student.forward_packed(student.pool_cells(cells), batch.packed)
+    labels = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
+    text = text_loss(
+        logits,
+        labels,
+        batch.topk_ids,
+        batch.topk_logits,
+        batch.logsumexp,
+        kl_alpha=config.kl_alpha,
+        temperature=config.temperature,
+    )
+    terms = {"text": text.sum()}
+    if config.depth:
+        terms |= _depth_terms(student, cells, batch)
+    with torch.no_grad():
+        answer_ce = answer_cross_entropy(logits, labels).sum()
+    return StepLosses(terms=terms, metrics={"answer_ce": answer_ce})
+
+
+def count_labelled(batch: Batch) -> dict[str, float]:
+    """Labelled positions of every term, from the labels alone."""
+    answers = float((batch.packed.labels != IGNORE_INDEX).sum())
+    cells = float((batch.true_depth > 0).sum())
+    return {"text": answers, "answer_ce": answers, **dict.fromkeys(DEPTH_TERMS, cells)}
+
+
+def _depth_terms(
+    student: StillroomStudent, cells: torch.Tensor, batch: Batch
+) -> dict[str, torch.Tensor]:
+    head = student.depth_bins
+    logits = head(cells)  # [b v g g bins]
+    valid = batch.true_depth > 0
+    # Unmeasured cells get a harmless depth; the mask leaves them out.
+    truth = torch.where(valid, batch.true_depth, 1.0)
+    edges = torch.from_numpy(log_bin_edges(head.bins, head.near, head.far)).to(truth)
+    soft = soft_depth_bins(truth, edges, width=SOFT_BIN_WIDTH)
+    return {
+        "depth_ce": masked_sum(depth_ce(logits, truth, edges), valid),
+        "depth_reg": masked_sum(depth_reg(head.expected(logits), truth), valid),
+        "depth_kl": masked_sum(depth_kl(logits, soft), valid),
+    }

@@ -1,0 +1,379 @@
+"""The miniature teacher: a small LLaVA-3D taught from truth, with depth and poses given.
+
+A row is ``[V] [Q <bos> A]_1 [Q <bos> A]_2 ...``: the voxels of a scene once, then its questions.
+Beside the answers it learns, at every voxel, what object is there, its colour, centre and size: a
+head that is thrown away afterwards. Without those targets the relations stay at chance for very
+long (``docs/log.md``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from stillroom.engine.mask import attention_mask
+from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack_rows
+from stillroom.engine.prefix import decoder_states
+from stillroom.records import FAMILIES, BadInputError, Question, content_hash
+from stillroom.scenes.pixels import PixelCache, cache_pixels
+from stillroom.scenes.questions import prompt_text
+from stillroom.scenes.rooms import CATEGORIES, COLOURS
+from stillroom.scenes.store import open_store
+from stillroom.teachers.llava3d import LLaVA3D
+from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
+from stillroom.teachers.llava3d_load import save_llava3d
+from stillroom.teachers.sampling import choose_questions
+from stillroom.text.tokenizer import Tokenizer, load_tokenizer
+from stillroom.training.config import TrainConfig
+from stillroom.training.data_order import rows_at
+from stillroom.training.loop import Progress as StepProgress
+from stillroom.training.loop import StepLosses, train
+
+logger = logging.getLogger(__name__)
+
+#: CLIP's own normalisation of RGB in 0..1.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSizes:
+    """A LLaVA-3D small enough for two cores; at least 3.06 times the student's parameters."""
+
+    # CLIP: width, layers, heads and patch edge in pixels.
+    clip_width: int = 160
+    clip_layers: int = 5
+    clip_heads: int = 5
+    patch_size: int = 14
+    # Edge of the pictures in pixels.
+    image_size: int = 112
+    # Llama: width, layers, heads and inner width.
+    hidden_size: int = 192
+    layers: int = 8
+    heads: int = 6
+    intermediate_size: int = 544
+    # Edge of a voxel in metres.
+    voxel_size: float = 0.2
+    # Views of a scene.
+    views: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig:
+    """One training of a miniature teacher from truth."""
+
+    train: TrainConfig
+    sizes: TeacherSizes = field(default_factory=TeacherSizes)
+    # Questions of a scene that share one row.
+    questions_per_scene: int = 16
+    # Chance that the scene's description joins its row.
+    description_share: float = 0.15
+    # Chance that each question of VSI-Bench's tasks joins its row.
+    other_share: float = 0.4
+    # Weight of the object targets at the voxels; 0 trains on answers alone.
+    object_weight: float = 1.0
+    # At most so many validation scenes per evaluation.
+    validation_scenes: int = 100
+
+    def llava3d(self, tokenizer: Tokenizer) -> LLaVA3DConfig:
+        """The same in the layout of the release."""
+        size = self.sizes
+        return LLaVA3DConfig(
+            hidden_size=size.hidden_size,
+            intermediate_size=size.intermediate_size,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            num_key_value_heads=size.heads,
+            vocab_size=tokenizer.vocab_size,
+            max_position_embeddings=2048,
+            clip=ClipSize(
+                hidden_size=size.clip_width,
+                num_hidden_layers=size.clip_layers,
+                num_attention_heads=size.clip_heads,
+                intermediate_size=4 * size.clip_width,
+                image_size=size.image_size,
+                patch_size=size.patch_size,
+                projection_dim=size.clip_width,
+            ),
+            mm_vision_tower="",
+            # The last layer's output: none is carried without being run.
+            mm_vision_select_layer=-1,
+            num_frames=size.views,
+            tokenizer_model_max_length=2048,
+            voxel_size=size.voxel_size,
+            frame="view0",
+            prompt="mini",
+            visibility="prefix",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachBatch:
+    """Scenes of one micro-batch; ``weight`` is per answer token, row by row."""
+
+    images: Float[Tensor, "s v 3 h w"]
+    depths: Float[Tensor, "s v h w"]
+    poses: Float[Tensor, "s v 4 4"]
+    intrinsics: Float[Tensor, "s v 4 4"]
+    # object_id at the pixel that places each patch, and the scenes' object tables.
+    patch_object: Int[Tensor, "s p"]
+    objects: Float[Tensor, "s m 8"]
+    rows: tuple[tuple[tuple[list[int], list[int]], ...], ...]
+    weight: Float[Tensor, "a"]
+    families: tuple[tuple[str, ...], ...]
+
+
+class Teaching(nn.Module):
+    """The teacher with the head for objects that only training has."""
+
+    def __init__(self, config: LLaVA3DConfig) -> None:
+        super().__init__()
+        self.teacher = LLaVA3D(config)
+        width = config.hidden_size
+        self.object_head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, len(CATEGORIES) + len(COLOURS) + 2 + 6)
+        )
+
+    def forward(self, batch: TeachBatch) -> tuple[Tensor, Packed, dict[str, Tensor]]:
+        """Logits at the labelled positions, the rows, and sums of the object losses."""
+        teacher = self.teacher
+        scenes = teacher.scene_tokens(batch.images, batch.depths, batch.poses, batch.intrinsics)
+        packed = stack_rows(
+            [
+                pack_questions(pairs, prefix_length=len(scene.tokens), start_id=Tokenizer.bos_id)
+                for pairs, scene in zip(batch.rows, scenes, strict=True)
+            ],
+            multiple_of=32,
+        )
+        embeds = teacher.get_input_embeddings()(packed.ids)
+        for row, scene in enumerate(scenes):
+            embeds[row, : len(scene.tokens)] = scene.tokens
+        mask = attention_mask(
+            packed.kind,
+            packed.segment,
+            packed.position,
+            visibility=teacher.settings.visibility,
+        )
+        states = decoder_states(teacher, embeds, mask=mask, position=packed.position)
+        logits = teacher.get_output_embeddings()(states[packed.labels != IGNORE_INDEX])
+        seen = [states[row, : len(scene.tokens)] for row, scene in enumerate(scenes)]
+        places = [scene.voxels.indices for scene in scenes]
+        objects = [
+            _voxel_objects(batch.patch_object[row], scene.voxels.of_patch, len(scene.tokens))
+            for row, scene in enumerate(scenes)
+        ]
+        return logits, packed, self._object_losses(batch, seen, places, objects)
+
+    def _object_losses(
+        self,
+        batch: TeachBatch,
+        seen: Sequence[Tensor],
+        places: Sequence[Tensor],
+        objects: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """Sums over voxels: cross-entropy of kind and colour, smooth L1 of centre and log size."""
+        said = self.object_head(torch.cat(list(seen)))
+        kinds, colours, boxes = said.split([len(CATEGORIES) + 1, len(COLOURS) + 1, 6], dim=1)
+        truth = torch.cat(
+            [table[index] for table, index in zip(batch.objects, objects, strict=True)]
+        )
+        at = torch.cat(list(places)).to(boxes) * self.teacher.settings.voxel_size
+        named = F.cross_entropy(kinds, truth[:, 0].long(), reduction="sum")
+        named = named + F.cross_entropy(colours, truth[:, 1].long(), reduction="sum")
+        there = (truth[:, 0] > 0)[:, None]
+        target = torch.cat([truth[:, 2:5] - at, truth[:, 5:8]], dim=1)
+        boxed = F.smooth_l1_loss(boxes, target, reduction="none", beta=0.1)
+        return {"object_name": named, "object_box": torch.where(there, boxed, 0.0).sum()}
+
+
+def _voxel_objects(patch_object: Tensor, of_patch: Tensor, count: int) -> Tensor:
+    """object_id of every voxel: that of one of its patches, things before walls."""
+    found = torch.zeros(count, dtype=torch.long)
+    return found.scatter_reduce(0, of_patch, patch_object, reduce="amax")
+
+
+class _Rows:
+    """Questions as ids and pictures as arrays, in any portion a step asks for."""
+
+    def __init__(
+        self,
+        config: TeachConfig,
+        pixels: PixelCache,
+        questions: Mapping[str, Sequence[Question]],
+        tokenizer: Tokenizer,
+    ) -> None:
+        self.config, self.pixels = config, pixels
+        self.questions = [list(questions[scene_id]) for scene_id in pixels.scene_ids]
+        self.ids = [
+            [(tokenizer.encode(prompt_text(q)), tokenizer.encode_answer(q.answer)) for q in asked]
+            for asked in self.questions
+        ]
+
+    def at(self, step: int, micro: int) -> TeachBatch:
+        """A micro-batch of training."""
+        config = self.config
+        rows = rows_at(step, micro, config=config.train, rows=len(self.pixels))
+        chosen = []
+        for row in rows:
+            rng = np.random.default_rng([config.train.seed, step, row])
+            chosen.append(
+                choose_questions(
+                    self.questions[row],
+                    count=config.questions_per_scene,
+                    description_share=config.description_share,
+                    other_share=config.other_share,
+                    rng=rng,
+                )
+            )
+        return self.batch(rows, chosen)
+
+    def batch(self, rows: Sequence[int], chosen: Sequence[Sequence[int]]) -> TeachBatch:
+        """Any scenes with any of their questions."""
+        pixels, order = self.pixels, list(rows)
+        images = torch.from_numpy(pixels.rgb[order]).float() / 255
+        mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+        images = (images - mean[:, None, None]) / std[:, None, None]
+        patch = self.config.sizes.patch_size
+        instances = pixels.instances[order][..., ::patch, ::patch]
+        pairs = [
+            tuple(self.ids[row][i] for i in picked)
+            for row, picked in zip(rows, chosen, strict=True)
+        ]
+        # Long answers count more than short ones, but not by their length.
+        lengths = [len(answer) for row in pairs for _, answer in row]
+        weight = np.concatenate([np.full(n, n**-0.5, np.float32) for n in lengths])
+        return TeachBatch(
+            images=images,
+            depths=torch.from_numpy(pixels.depth[order].astype(np.float32)),
+            poses=torch.from_numpy(pixels.c2w[order]),
+            intrinsics=_whole_pixels(pixels.intrinsics[order]),
+            patch_object=torch.from_numpy(instances.astype(np.int64)).flatten(1),
+            objects=torch.from_numpy(pixels.objects[order]),
+            rows=tuple(pairs),
+            weight=torch.from_numpy(weight),
+            families=tuple(
+                tuple(self.questions[row][i].family for i in picked)
+                for row, picked in zip(rows, chosen, strict=True)
+            ),
+        )
+
+
+def _whole_pixels(intrinsics: np.ndarray) -> Float[Tensor, "s v 4 4"]:
+    """Our intrinsics as LLaVA-3D reads them: 4x4, pixel centres on whole numbers."""
+    padded = np.tile(np.eye(4, dtype=np.float32), (*intrinsics.shape[:2], 1, 1))
+    padded[..., :3, :3] = intrinsics
+    padded[..., :2, 2] -= 0.5
+    return torch.from_numpy(padded)
+
+
+def teach(
+    config: TeachConfig,
+    *,
+    scenes: Path,
+    out: Path,
+    validation: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """Train a miniature teacher on a store of made rooms; ``out/teacher`` holds it, in bf16.
+
+    ``validation`` is another store whose split val is used instead. Resumable.
+
+    Raises:
+        BadInputError: a store without train or val scenes, or of another picture size.
+    """
+    tokenizer = load_tokenizer()
+    training = _rows(config, scenes, "train", tokenizer, out)
+    held_out = _rows(config, validation or scenes, "val", tokenizer, out)
+    torch.manual_seed(config.train.seed)
+    model = Teaching(config.llava3d(tokenizer))
+    result = train(
+        config=config.train,
+        model=model,
+        step=lambda batch: _step(model, batch, config),
+        count=lambda batch: _count(batch, model),
+        batch_at=training.at,
+        evaluate=lambda: _evaluate(model, held_out, config),
+        best_by="answer_ce",
+        out=out,
+        settings={
+            "verb": "teach",
+            "config": asdict(config),
+            "scenes": content_hash(training.pixels.scene_ids),
+        },
+        progress=_steps(progress),
+    )
+    save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
+    return f"{out / 'teacher'} after {result.steps} steps, best at {result.best_step}: {shown}"
+
+
+def _rows(config: TeachConfig, scenes: Path, split: str, tokenizer: Tokenizer, out: Path) -> _Rows:
+    store = open_store(scenes)
+    pixels = cache_pixels(store, out.parent / "cache", split=split)
+    size = config.sizes
+    if pixels.rgb.shape[1:] != (size.views, 3, size.image_size, size.image_size):
+        views, _, height, width = pixels.rgb.shape[1:]
+        raise BadInputError(
+            f"{scenes} has {views} views of {height} x {width}, the recipe reads {size.views} of "
+            f"{size.image_size} x {size.image_size}; set --sizes.views and --sizes.image-size"
+        )
+    asked = {scene_id: store.questions(scene_id) for scene_id in pixels.scene_ids}
+    return _Rows(config, pixels, asked, tokenizer)
+
+
+def _steps(
+    progress: Callable[[int, int], None] | None,
+) -> Callable[[StepProgress], None] | None:
+    return None if progress is None else lambda now: progress(now.step, now.steps)
+
+
+def _step(model: Teaching, batch: TeachBatch, config: TeachConfig) -> StepLosses:
+    logits, packed, objects = model(batch)
+    labels = packed.labels[packed.labels != IGNORE_INDEX]
+    ce = F.cross_entropy(logits.float(), labels, reduction="none")
+    terms = {"text": (ce * batch.weight).sum()}
+    if config.object_weight:
+        terms |= {name: config.object_weight * value for name, value in objects.items()}
+    return StepLosses(terms=terms)
+
+
+def _count(batch: TeachBatch, model: Teaching) -> dict[str, float]:
+    """Answer weight; patches stand in for voxels, whose number the model finds out later."""
+    patches = float(batch.patch_object.numel())
+    things = float((batch.patch_object > 0).sum())
+    return {"text": float(batch.weight.sum()), "object_name": patches, "object_box": things}
+
+
+@torch.no_grad()
+def _evaluate(model: Teaching, rows: _Rows, config: TeachConfig) -> dict[str, float]:
+    """Cross-entropy of answers of the four families; share right, teacher-forced, by family."""
+    hits: dict[str, list[bool]] = {}
+    total, count = 0.0, 0
+    scenes = range(min(config.validation_scenes, len(rows.pixels)))
+    for start in range(0, len(scenes), 8):
+        chosen = list(scenes[start : start + 8])
+        batch = rows.batch(chosen, [range(len(rows.questions[row])) for row in chosen])
+        logits, packed, _ = model(batch)
+        labels = packed.labels[packed.labels != IGNORE_INDEX]
+        ce = F.cross_entropy(logits.float(), labels, reduction="none")
+        right = (logits.argmax(dim=-1) == labels).tolist()
+        place = 0
+        for pairs, families in zip(batch.rows, batch.families, strict=True):
+            for (_, answer), family in zip(pairs, families, strict=True):
+                span = slice(place, place + len(answer))
+                place = span.stop
+                hits.setdefault(family, []).append(all(right[span]))
+                if family in FAMILIES:
+                    total += float(ce[span].sum())
+                    count += len(answer)
+    shares = {family: float(np.mean(values)) for family, values in sorted(hits.items())}
+    shares.pop("description", None)
+    return {"answer_ce": total / count, **shares}
