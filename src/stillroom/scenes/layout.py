@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from stillroom.geometry.poses import rotation_z
-from stillroom.scenes.furniture import Item, Top
+from stillroom.scenes.builder import Item, Top
 from stillroom.scenes.physics import APART, Surfaces
 from stillroom.scenes.solids import Solids
 
@@ -59,6 +59,13 @@ class Placed:
     support: int | None = None
     # The rectangle it stands in, in the support's frame.
     top: Top | None = None
+    # On a wall, carried by nothing that stands.
+    hung: bool = False
+
+    @property
+    def flat(self) -> bool:
+        """Whether it lies on the floor for others to stand on."""
+        return self.item.category == "rug"
 
     def to_own(self, xy: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2"]:
         """A level world point in the thing's own frame."""
@@ -84,6 +91,7 @@ class Layout:
         yaw: float,
         support: int | None = None,
         top: Top | None = None,
+        hung: bool = False,
     ) -> bool:
         """Place it there if it is within the walls and clear of or touching all others."""
         place = Placed(
@@ -92,6 +100,7 @@ class Layout:
             yaw=yaw,
             support=support,
             top=top,
+            hung=hung,
             solids=item.solids.moved(rotation_z(yaw), position),
         )
         self.surfaces.put(place.solids)
@@ -115,7 +124,14 @@ class Layout:
         return True
 
     def stand(self, item: Item, xy: Float[np.ndarray, "2"], yaw: float) -> bool:
-        """Stand it on the floor."""
+        """Stand it on the floor, or on a rug if it is wholly over it."""
+        for number, rug in enumerate(self.placed):
+            if not rug.flat:
+                continue
+            top = rug.item.tops[0]
+            if _within(item, yaw - rug.yaw, rug.to_own(xy), top):
+                position = np.array([xy[0], xy[1], rug.position[2] + top.z])
+                return self.put(item, position, yaw, number, top)
         return self.put(item, np.array([xy[0], xy[1], 0.0]), yaw)
 
     def stand_at_wall(self, item: Item, side: int, along: float) -> bool:
@@ -130,6 +146,17 @@ class Layout:
         local = np.array([along * free, 0.5 * (reach - item.size[1]) - 2 * WALL_GAP])
         return self.stand(item, rotation_z(yaw)[:2, :2] @ local, yaw)
 
+    def hang(self, item: Item, side: int, along: float, middle: float) -> bool:
+        """Hang it flat on wall ``side`` with its middle ``middle`` metres up."""
+        yaw = side * np.pi / 2
+        lengths = (self.plan.width, self.plan.depth)
+        length, reach = lengths if side % 2 == 0 else lengths[::-1]
+        free = max(0.5 * (length - item.size[0]) - 0.1, 0.0)
+        local = np.array([along * free, 0.5 * (reach - item.size[1]) - 1.2 * WALL_GAP])
+        xy = rotation_z(yaw)[:2, :2] @ local
+        position = np.array([xy[0], xy[1], middle - item.size[2] / 2])
+        return self.put(item, position, yaw, hung=True)
+
     def stand_on(
         self, item: Item, support: int, top: Top, rng: np.random.Generator, *, turn: float
     ) -> bool:
@@ -141,9 +168,8 @@ class Layout:
             return False
         xy = below.to_world(rng.uniform(low, high))
         position = np.array([xy[0], xy[1], below.position[2] + top.z])
-        on_floor = top.z == 0.0 and below.support is None and top is below.item.hollow
-        if on_floor:
-            return self.put(item, position, below.yaw + turn)
+        if top is below.item.hollow:
+            return self.put(item, position, below.yaw + turn, below.support, below.top)
         return self.put(item, position, below.yaw + turn, support, top)
 
     def push(
@@ -198,9 +224,14 @@ class Layout:
             return True
         below = self.placed[place.support]
         own = below.to_own(place.position[:2])
-        half = 0.5 * _turned_footprint(place.item, place.yaw - below.yaw)
-        inside = (own - half >= place.top.low) & (own + half <= place.top.high)
-        return bool(inside.all()) and place.item.size[2] <= place.top.clearance
+        return _within(place.item, place.yaw - below.yaw, own, place.top)
+
+
+def _within(item: Item, turn: float, middle: Float[np.ndarray, "2"], top: Top) -> bool:
+    """Whether a thing at ``middle``, turned by ``turn``, has all its footprint in the rectangle."""
+    half = 0.5 * _turned_footprint(item, turn)
+    inside = (middle - half >= top.low) & (middle + half <= top.high)
+    return bool(inside.all()) and item.size[2] <= top.clearance
 
 
 def _turned_footprint(item: Item, turn: float) -> Float[np.ndarray, "2"]:

@@ -11,10 +11,11 @@ import numpy as np
 from stillroom.geometry.poses import rotation_z
 from stillroom.records import Scene, SceneObject, Split, View, content_hash
 from stillroom.scenes import paints, solids
-from stillroom.scenes.arrange import furnish
+from stillroom.scenes.arrange import furnish_plain
 from stillroom.scenes.cameras import walk_around
 from stillroom.scenes.casting import caster
 from stillroom.scenes.furniture import KINDS
+from stillroom.scenes.homes import furnish_home
 from stillroom.scenes.layout import Layout, Placed
 from stillroom.scenes.paints import COLOURS as COLOURS
 from stillroom.scenes.render import Pictures, Stage, render
@@ -26,6 +27,8 @@ CATEGORIES: tuple[str, ...] = tuple(KINDS)
 
 #: Per density: photos, their side in pixels, more rays where something ends.
 _PHOTOS: dict[str, tuple[int, int, int]] = {"plain": (6, 112, 0), "furnished": (8, 224, 3)}
+#: Largest share of things that no two photos show well; small things fill a furnished room.
+_HIDDEN = {"plain": 0.2, "furnished": 0.5}
 
 
 def split_of(index: int) -> Split:
@@ -61,7 +64,8 @@ def _draw(rng: np.random.Generator, density: Density, split: Split) -> Scene | N
     unseen = split == "shifted"
     plan = draw_plan(rng, density=density, unseen=unseen)
     layout = Layout(plan)
-    if not furnish(layout, rng, density=density, unseen=unseen):
+    furnish = furnish_plain if density == "plain" else furnish_home
+    if not furnish(layout, rng, unseen=unseen):
         return None
     shell = build_shell(plan, rng, unseen=unseen)
     stage = _stage(shell, layout.placed)
@@ -70,7 +74,7 @@ def _draw(rng: np.random.Generator, density: Density, split: Split) -> Scene | N
     walk = walk_around(
         plan, stage.solids, stage.owner, cast, rng, views=views, side=side, unseen=unseen
     )
-    if walk is None or (walk.seen < 2).mean() > 0.2:
+    if walk is None or (walk.seen < 2).mean() > _HIDDEN[density]:
         return None
     pictures = render(
         stage, walk.poses, walk.intrinsics, side, side, antialias=antialias, cast=cast
@@ -111,10 +115,16 @@ def _objects(placed: list[Placed]) -> tuple[SceneObject, ...]:
             colour=place.item.colour,
             box=place.solids.box(rotation_z(place.yaw)),
             parts=place.solids.parts(),
-            supported_by=0 if place.support is None else place.support + 1,
+            supported_by=_supporter(place),
         )
         for k, (place, name) in enumerate(zip(placed, _names(placed)))
     )
+
+
+def _supporter(place: Placed) -> int | None:
+    if place.hung:
+        return None
+    return 0 if place.support is None else place.support + 1
 
 
 def _scene(

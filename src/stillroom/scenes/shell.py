@@ -55,7 +55,10 @@ class Shell:
 
 
 def draw_plan(rng: np.random.Generator, *, density: str, unseen: bool) -> FloorPlan:
-    """A floor plan: 3.0 to 4.6 by 2.8 to 4.2 m (furnished ones 0.6 m more); unseen ones are larger, or lack a corner."""
+    """A floor plan: 3.0 to 4.6 by 2.8 to 4.2 m, furnished ones 0.6 m more.
+
+    Unseen ones are larger, or lack a corner.
+    """
     roomy = 0.6 if density == "furnished" else 0.0
     width, depth = rng.uniform(3.0, 4.6) + roomy, rng.uniform(2.8, 4.2) + roomy
     height = rng.uniform(2.4, 2.9)
