@@ -125,7 +125,7 @@ def test_every_item_is_kept_with_question_truth_answer_and_score(finished, store
 
 
 def test_a_finished_evaluation_asks_nobody_again(finished, store):
-    out, _ = finished
+    out, results = finished
     before = (out / "results.json").stat().st_mtime_ns
 
     def refuse():

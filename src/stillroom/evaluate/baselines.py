@@ -30,7 +30,7 @@ from stillroom.text.answers import official_number, option_index, spoken
 
 FOLDS = 5
 #: Questions of a family that ``blind`` learns from, at most: more did not make it stronger.
-MOST_QUESTIONS = 12_000
+MOST_QUESTIONS = 6_000
 
 Fit = Callable[[Sequence[Question]], Answerer]
 _Key = TypeVar("_Key", int, str)

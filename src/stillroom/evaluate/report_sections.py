@@ -124,7 +124,7 @@ def answers_section(items: Items, store: SceneStore | None) -> str:
         said += _said("student" if taught else "answer", line)
         cards.append(
             f'<div class="card"><div class="family">{tables.family_name(line["family"])}</div>'
-            f'<div class="asked">{escape(line["question"])}</div>{_views(scene)}'
+            f'<div class="asked">{escape(line["question"])}</div>{_options(line)}{_views(scene)}'
             f'<dl class="said">{said}</dl></div>'
         )
     return (
@@ -159,6 +159,13 @@ def _said(who: str, line: Mapping[str, Any]) -> str:
         mark, note = "", f' <span class="note">({name} {line["score"]:.2f})</span>'
     text = escape(line["answer"]) or "<i>(nothing)</i>"
     return f"<dt>{who}</dt><dd>{mark}{text}{note}</dd>"
+
+
+def _options(line: Mapping[str, Any]) -> str:
+    """The options of a lettered question; the others say theirs in the question."""
+    if not line["scorer"].startswith("vsi-letter"):
+        return ""
+    return f'<div class="note">{" &nbsp; ".join(escape(o) for o in line["options"])}</div>'
 
 
 def _views(scene: Scene, *, large: bool = False) -> str:

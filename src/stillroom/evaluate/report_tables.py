@@ -18,6 +18,8 @@ ABOUT_ROWS = {
     "shuffled": "student, another room's pictures",
     "blind": "words of the question only",
 }
+#: Rows that a retention table leaves out: they have nothing from the teacher.
+_GUESSERS = ("majority", "shuffled", "blind")
 _COLOURS = {"teacher": "#c2702b", "student": "#1f6f8b", "student_no_slots": "#5c93a6"}
 _OTHER = "#9aa1a9"
 _BAR = 92
@@ -57,12 +59,12 @@ def score_table(results: Mapping[str, Any], families: Sequence[str]) -> str:
 
 
 def retention_table(results: Mapping[str, Any], families: Sequence[str]) -> str:
-    """Share of the teacher's accuracy that each row keeps, and how much of that is seeing."""
+    """Share of the teacher's accuracy that each student keeps, and how much of that is seeing."""
     rows, meta = results["rows"], results["meta"]
     body = []
     for name, row in rows.items():
         kept = row.get("retention")
-        if not kept:
+        if not kept or name in _GUESSERS:
             continue
         cells = _numbers(_retention_cell(kept.get(family)) for family in families)
         body.append(_row(name, cells, meta))

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 #: Scenes whose answers are kept together: what a kill can cost.
 SCENES_PER_CHUNK = 8
 #: Scenes whose depth is kept for the report, drawn by seed before anything is answered.
-SHOWN_SCENES = 4
+SHOWN_SCENES = 3
 TABLE_ALIGNMENTS: tuple[Alignment, ...] = ("none", "median")
 
 Row = Callable[[], Answerer] | Answerer
