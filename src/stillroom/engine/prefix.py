@@ -1,4 +1,4 @@
-"""A scene read once: the keys and values of its vision tokens, shared by all its questions."""
+"""A scene read once: its keys and values are shared by all its questions, in training too."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from stillroom.engine.mask import Kind, Visibility, attention_mask, for_attention
+from stillroom.engine.packing import Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,87 @@ def decoder_states(
         past_key_values=cache,
         use_cache=cache is not None,
     ).last_hidden_state
+
+
+def read_packed(
+    lm: PreTrainedModel,
+    vision: Float[Tensor, "b n d"],
+    text: Float[Tensor, "b t d"],
+    packed: Packed,
+    *,
+    visibility: Visibility,
+) -> Float[Tensor, "b t d"]:
+    """Last hidden states of all that stands behind V in packed rows, for training.
+
+    V is read once and its keys and values are shared by groups of questions, as in a session;
+    gradients flow through them. Padding gets states without meaning. Where V depends on the
+    question (``full_prefix``) the row is read in one piece, as the mask is drawn.
+    """
+    n = packed.prefix_length
+    layout = (packed.kind, packed.segment, packed.position)
+    if visibility == "full_prefix" or packed.groups is None:
+        mask = attention_mask(*layout, visibility=visibility)
+        embeds = torch.cat([vision, text], dim=1)
+        return decoder_states(lm, embeds, mask=mask, position=packed.position)[:, n:]
+    cache = DynamicCache()
+    seen = attention_mask(*(values[:, :n] for values in layout), visibility=visibility)
+    decoder_states(lm, vision, mask=seen, position=packed.position[:, :n], cache=cache)
+    rows, groups, length = packed.groups.shape
+    index = packed.groups.flatten(1)  # [b g*m]
+    kind, segment, position = (
+        torch.cat([values[:, :n].repeat_interleave(groups, 0), part], dim=1)
+        for values, part in zip(layout, _grouped(packed), strict=True)
+    )
+    mask = attention_mask(kind, segment, position, visibility=visibility, query_start=n)
+    states = decoder_states(
+        lm,
+        _take(F.pad(text, (0, 0, 0, 1)), index).view(rows * groups, length, -1),
+        mask=mask,
+        position=position[:, n:],
+        cache=_SharedPrefix(cache, groups),
+    )
+    # Back to the places the groups were taken from.
+    places = torch.zeros(rows, text.shape[1] + 1, dtype=torch.long, device=text.device)
+    places.scatter_(1, index, torch.arange(index.shape[1], device=text.device).expand_as(index))
+    return _take(states.view(rows, groups * length, -1), places[:, :-1])
+
+
+def _grouped(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """Kind, segment and position of each group, ``[b*g m]``."""
+    assert packed.groups is not None
+    n, index = packed.prefix_length, packed.groups.flatten(1)
+    fills = ((packed.kind, int(Kind.PAD)), (packed.segment, 0), (packed.position, 0))
+    kind, segment, position = (
+        F.pad(values[:, n:], (0, 1), value=fill).gather(1, index).view(-1, packed.groups.shape[2])
+        for values, fill in fills
+    )
+    return kind, segment, position
+
+
+def _take(values: Float[Tensor, "b t d"], index: Int[Tensor, "b i"]) -> Float[Tensor, "b i d"]:
+    """``values[row, index[row]]`` for every row."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+class _SharedPrefix(DynamicCache):
+    """Keys and values of V read by ``groups`` rows each, without a copy per row kept."""
+
+    def __init__(self, prefix: DynamicCache, groups: int) -> None:
+        super().__init__()
+        self._prefix = [_contents(layer) for layer in prefix.layers]
+        self._groups = groups
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All that a group may look at: V, then its own new keys and values."""
+        keys, values = self._prefix[layer_idx]
+        return self._join(keys, key_states), self._join(values, value_states)
+
+    def _join(self, shared: Tensor, own: Tensor) -> Tensor:
+        own = own.unflatten(0, (-1, self._groups))  # [b g heads m d]
+        shared = shared[:, None].expand(-1, self._groups, -1, -1, -1)
+        return torch.cat([shared, own], dim=3).flatten(0, 1)
 
 
 @torch.no_grad()

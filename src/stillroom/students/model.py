@@ -28,7 +28,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stillroom.engine.generate import greedy
-from stillroom.engine.mask import Kind, attention_mask
+from stillroom.engine.mask import Kind
 from stillroom.engine.packing import (
     IGNORE_INDEX,
     Packed,
@@ -36,7 +36,7 @@ from stillroom.engine.packing import (
     prompt_layout,
     stack_rows,
 )
-from stillroom.engine.prefix import ScenePrefix, decoder_states, prefill
+from stillroom.engine.prefix import ScenePrefix, prefill, read_packed
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
@@ -145,24 +145,27 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
 
     def packed_states(
         self, vision_tokens: Float[Tensor, "b n d"], packed: Packed
-    ) -> Float[Tensor, "b l d"]:
-        """Last hidden states (after the final norm) of every position of packed rows."""
+    ) -> Float[Tensor, "b t d"]:
+        """Last hidden states (after the final norm) of all that stands behind V."""
         n = packed.prefix_length
         if vision_tokens.shape[1] != n:
             raise ValueError(f"the rows expect {n} vision tokens, got {vision_tokens.shape[1]}")
         text = self.embed(packed.kind[:, n:], packed.ids[:, n:])
-        mask = attention_mask(
-            packed.kind, packed.segment, packed.position, visibility=self.config.visibility
+        return read_packed(
+            self.language_model,
+            vision_tokens.to(text.dtype),
+            text,
+            packed,
+            visibility=self.config.visibility,
         )
-        embeds = torch.cat([vision_tokens.to(text.dtype), text], dim=1)
-        return decoder_states(self.language_model, embeds, mask=mask, position=packed.position)
 
     def forward_packed(
         self, vision_tokens: Float[Tensor, "b n d"], packed: Packed
     ) -> Float[Tensor, "a vocabulary"]:
         """Logits where ``packed.labels`` has a label, row by row, and nowhere else."""
         states = self.packed_states(vision_tokens, packed)
-        return self.get_output_embeddings()(states[packed.labels != IGNORE_INDEX])
+        labelled = packed.labels[:, packed.prefix_length :] != IGNORE_INDEX
+        return self.get_output_embeddings()(states[labelled])
 
     def forward(
         self,
@@ -182,9 +185,11 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             BadInputError: neither photos nor features are given.
         """
         vision = self.vision_tokens(self._seen(pixel_values, features))
-        packed = self._rows(input_ids, attention_mask, labels, vision.shape[1]).to(vision.device)
+        n = vision.shape[1]
+        packed = self._rows(input_ids, attention_mask, labels, n).to(vision.device)
         states = self.packed_states(vision, packed)
-        spoken = (packed.kind == Kind.Q) | (packed.kind == Kind.A)
+        kind = packed.kind[:, n:]
+        spoken = (kind == Kind.Q) | (kind == Kind.A)
         here = _valid(input_ids, attention_mask)
         aligned = states.new_zeros(*input_ids.shape, states.shape[-1])
         aligned[here] = states[spoken]
@@ -192,7 +197,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             targets = torch.full_like(input_ids, IGNORE_INDEX)
-            targets[here] = packed.labels[spoken]
+            targets[here] = packed.labels[:, n:][spoken]
             loss = F.cross_entropy(
                 logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX
             )
