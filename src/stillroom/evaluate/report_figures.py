@@ -81,7 +81,7 @@ def depth_figure(
     spread = max(0.05, float(np.nanpercentile([_p95(t, p) for t, p in maps], 75)))
     aspect = maps[0][0].shape[0] / maps[0][0].shape[1]
     with rc_context({**_STYLE, "axes.grid": False}):
-        size = 1.75
+        size = 1.55
         figure = Figure(
             figsize=(size * len(columns) + 1.1, 4 * size * aspect + 0.3), layout="constrained"
         )

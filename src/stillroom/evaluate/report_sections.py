@@ -119,11 +119,13 @@ def answers_section(items: Items, store: SceneStore | None) -> str:
     for line in chosen:
         scene = store.scene(line["scene_id"])
         taught = items.rows["teacher"].get(line["question_id"])
+        wide = " whole" if line["scorer"].startswith("rouge") else ""
         said = f"<dt>truth</dt><dd>{escape(line['truth'])}</dd>"
         said += _said("teacher", taught) if taught else ""
         said += _said("student" if taught else "answer", line)
         cards.append(
-            f'<div class="card"><div class="family">{tables.family_name(line["family"])}</div>'
+            f'<div class="card{wide}">'
+            f'<div class="family">{tables.family_name(line["family"])}</div>'
             f'<div class="asked">{escape(line["question"])}</div>{_options(line)}{_views(scene)}'
             f'<dl class="said">{said}</dl></div>'
         )
@@ -165,7 +167,7 @@ def _options(line: Mapping[str, Any]) -> str:
     """The options of a lettered question; the others say theirs in the question."""
     if not line["scorer"].startswith("vsi-letter"):
         return ""
-    return f'<div class="note">{" &nbsp; ".join(escape(o) for o in line["options"])}</div>'
+    return f'<div class="note">{"<br>".join(escape(o) for o in line["options"])}</div>'
 
 
 def _views(scene: Scene, *, large: bool = False) -> str:
