@@ -9,19 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
-from stillroom.records import BadInputError
+from stillroom.engine.generate import Decoded, greedy
+from stillroom.engine.prefix import prefill
+from stillroom.records import (
+    Answer,
+    BadInputError,
+    Question,
+    Scene,
+    Signal,
+    TeacherLabel,
+    content_hash,
+)
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.teachers.llava3d_voxels import Voxels, draw_kept, patch_points, pool, voxelise
-
-#: Stand-ins among token ids: the visual block, and one coordinate.
-VISUAL_ID = -200
-COORDINATE_ID = -300
+from stillroom.teachers.preprocess import scene_inputs
+from stillroom.teachers.prompts import (
+    COORDINATE_ID,
+    TEMPLATES,
+    VISUAL_ID,
+    PromptTokenizer,
+    open_tokenizer,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +201,13 @@ class LLaVA3D(LlamaForCausalLM):
             start = place + 1
         return torch.cat([*parts, embed(ids[start:])])
 
+    def prefix_embeds(
+        self, before: Sequence[int], visual: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "1 m d"]:
+        """What all questions of a scene share: the words before the scene, then its tokens."""
+        words = torch.tensor(before, dtype=torch.long, device=visual.device)
+        return torch.cat([self.get_input_embeddings()(words), visual])[None]
+
     @property
     def geometry_dtype(self) -> torch.dtype:
         """Precision of depths, poses, points and of the means in voxels."""
@@ -238,3 +261,131 @@ def _pad(rows: Sequence[Tensor], side: str) -> Assembled:
         embeds[index, span] = row
         mask[index, span] = True
     return Assembled(embeds=embeds, mask=mask)
+
+
+# The teacher. -----------------------------------------------------------------------------------
+
+
+class LLaVA3DSession:
+    """One scene: its visual tokens and the words before them are read, only questions are left."""
+
+    def __init__(self, teacher: LLaVA3DTeacher, scene: Scene) -> None:
+        self.teacher = teacher
+        model = teacher.model
+        inputs = scene_inputs(scene, model.settings)
+        #: Which views were looked at, by number.
+        self.views = inputs.views
+        #: What the cap was drawn from: the scene's id alone, so that two runs agree.
+        self.cap_seed = int(content_hash([scene.scene_id, "cap"])[:8], 16)
+        arrays = (inputs.images, inputs.depths, inputs.poses, inputs.intrinsics)
+        with torch.no_grad():
+            self.tokens = model.scene_tokens(
+                *(torch.from_numpy(array)[None].to(model.device) for array in arrays),
+                cap_seeds=[self.cap_seed],
+            )[0]
+            before = teacher.template.prefix_ids(teacher.tokenizer)
+            embeds = model.prefix_embeds(before, self.tokens.tokens)
+            self.prefix = prefill(model, embeds, visibility=model.settings.visibility)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer per question, in order."""
+        return [
+            Answer(question_id=question.question_id, text=self.teacher.tokenizer.decode(said.ids))
+            for question, said in zip(questions, self.decode(questions, topk=0), strict=True)
+        ]
+
+    def decode(self, questions: Sequence[Question], *, topk: int) -> list[Decoded]:
+        """Greedy ids, with the ``topk`` largest logits of every answer position if above 0.
+
+        Raises:
+            BadInputError: a question does not fit into the model's positions.
+        """
+        settings, tokenizer = self.teacher.model.settings, self.teacher.tokenizer
+        embed = self.teacher.model.get_input_embeddings()
+        room = settings.max_position_embeddings - self.prefix.length - settings.max_new_tokens
+        prompts = []
+        for question in questions:
+            ids = self.teacher.template.question_ids(tokenizer, question)
+            if len(ids) > room:
+                raise BadInputError(
+                    f"the question has {len(ids)} tokens, but beside this scene the teacher has "
+                    f"room for {max(room, 0)}; shorten it"
+                )
+            with torch.no_grad():
+                prompts.append(embed(torch.tensor(ids, device=self.teacher.model.device)))
+        return greedy(
+            self.teacher.model,
+            self.prefix,
+            prompts,
+            visibility=settings.visibility,
+            max_new_tokens=settings.max_new_tokens,
+            eos_id=tokenizer.eos_id,
+            topk=topk,
+        )
+
+
+class LLaVA3DTeacher:
+    """A LLaVA-3D with its tokenizer: opens scenes, answers, labels."""
+
+    def __init__(self, model: LLaVA3D, tokenizer: PromptTokenizer, *, topk: int = 32) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.template = TEMPLATES[model.settings.prompt]
+        #: Logits kept for every answer position of a label.
+        self.topk = topk
+
+    @classmethod
+    def from_folder(
+        cls,
+        where: Path | str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        topk: int = 32,
+    ) -> LLaVA3DTeacher:
+        """A folder or hub id in the released layout; on the GPU if there is one.
+
+        Raises:
+            BadInputError: nothing there that can be read.
+        """
+        # The loader builds LLaVA3D and so stands above this module.
+        from stillroom.teachers.llava3d_load import fetch, load_llava3d
+
+        folder = fetch(where)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_llava3d(folder, dtype=dtype, device=device)
+        settings = model.settings
+        tokenizer = open_tokenizer(
+            folder,
+            bos_id=settings.bos_token_id,
+            eos_id=settings.eos_token_id,
+            vocab_size=settings.vocab_size,
+        )
+        return cls(model, tokenizer, topk=topk)
+
+    def open(self, scene: Scene) -> LLaVA3DSession:
+        """Read a scene once.
+
+        Raises:
+            BadInputError: the scene has no depth, poses or intrinsics.
+        """
+        return LLaVA3DSession(self, scene)
+
+    def label(
+        self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
+    ) -> list[TeacherLabel]:
+        """One label per question, in order: the greedy answer, with logits if asked for."""
+        topk = self.topk if "topk_logits" in signals else 0
+        return [
+            TeacherLabel(
+                scene_id=scene.scene_id,
+                question_id=question.question_id,
+                answer=self.tokenizer.decode(said.ids),
+                answer_ids=np.array(said.ids, dtype=np.int64),
+                topk_ids=said.topk_ids,
+                topk_logits=said.topk_logits,
+                logsumexp=said.logsumexp,
+            )
+            for question, said in zip(
+                questions, self.open(scene).decode(questions, topk=topk), strict=True
+            )
+        ]

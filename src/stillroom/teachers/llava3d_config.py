@@ -186,8 +186,7 @@ class LLaVA3DConfig:
         values.setdefault("num_key_value_heads", raw.get("num_attention_heads", 32))
         values["rope_theta"] = _rope_theta(raw)
         values["clip"] = _clip(raw, str(values.get("mm_vision_tower", cls.mm_vision_tower)))
-        _check_types(cls, values)
-        config = cls(**values)
+        config = cls(**_checked(cls, values))
         width = raw.get("mm_hidden_size", config.clip.hidden_size)
         if width != config.clip.hidden_size:
             raise BadInputError(
@@ -239,12 +238,12 @@ def _clip(raw: Mapping[str, Any], tower: str) -> ClipSize:
     if not isinstance(written, Mapping):
         raise BadInputError("config.json's vision_config must be an object of sizes")
     values = {f.name: written[f.name] for f in fields(ClipSize) if f.name in written}
-    _check_types(ClipSize, values)
-    return ClipSize(**values)
+    return ClipSize(**_checked(ClipSize, values))
 
 
-def _check_types(cls: type[Any], values: Mapping[str, Any]) -> None:
+def _checked(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse a text where a number should stand, before it fails deep inside a layer."""
+    checked = dict(values)
     for f in fields(cls):
         if f.name not in values or f.name == "clip":
             continue
@@ -256,11 +255,14 @@ def _check_types(cls: type[Any], values: Mapping[str, Any]) -> None:
             raise BadInputError(
                 f"config.json has {f.name} = {value!r}, expected something like {default!r}"
             )
+        if isinstance(default, float):
+            checked[f.name] = float(value)
         allowed = _CHOICES.get(f.name)
         if allowed is not None and value not in allowed:
             raise BadInputError(
                 f"config.json has {f.name} = {value!r}, expected one of {', '.join(allowed)}"
             )
+    return checked
 
 
 _CHOICES = {

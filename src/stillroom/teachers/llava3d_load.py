@@ -221,6 +221,8 @@ def save_llava3d(
         weight_map |= dict.fromkeys(shard, name)
         save_file(shard, folder / f".{name}", metadata={"format": "pt"})
         os.replace(folder / f".{name}", folder / name)
+    # An index of an earlier, larger save would be read first.
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     if len(shards) > 1:
         total = sum(t.numel() * t.element_size() for shard in shards for t in shard.values())
         _write_json(

@@ -16,6 +16,7 @@ from stillroom.records import BadInputError, require_file
 from stillroom.teachers.llava3d import Assembled, LLaVA3D, SceneTokens
 from stillroom.teachers.llava3d_config import LLaVA3DConfig, read_json
 from stillroom.teachers.llava3d_load import fill
+from stillroom.teachers.verify_llava3d_input import compare, verify_preprocess, verify_text
 from stillroom.verify import Compared
 
 
@@ -26,6 +27,10 @@ def verify_llava3d(stem: Path) -> list[Compared]:
         BadInputError: a file is missing or damaged, or a recorded output is not known.
     """
     about = read_json(Path(f"{stem}.json"), "fixture")
+    if about.get("case") == "preprocess":
+        return verify_preprocess(about, _tensors(stem))
+    if "prompts" in about:
+        return verify_text(about)
     if "clip_config" not in about:
         raise BadInputError(f"{stem}.json is no LLaVA-3D fixture: it has no clip_config")
     return _verify_model(about, _tensors(stem))
@@ -63,30 +68,14 @@ def _verify_model(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> li
     state = {name[6:]: t for name, t in tensors.items() if name.startswith("state.")}
     fill(model, state.items())
     inputs = {name[6:]: t for name, t in tensors.items() if name.startswith("input.")}
+    tolerances = about["tolerances"]
+    default = tolerances.get("default")
     with torch.no_grad():
         case = _run(model, inputs, about)
         return [
-            compare(name, _STAGES[name](case), recorded[name], about["tolerances"])
+            compare(name, _STAGES[name](case), recorded[name], tolerances.get(name, default))
             for name in sorted(recorded)
         ]
-
-
-def compare(name: str, ours: Tensor, theirs: Tensor, tolerances: Mapping[str, Any]) -> Compared:
-    """One output beside ours; integers must be equal, floats within the stated tolerance."""
-    if ours.shape != theirs.shape:
-        return Compared(name=name, worst=float("inf"), ok=False)
-    if ours.numel() == 0:
-        return Compared(name=name, worst=0.0, ok=True)
-    if not theirs.is_floating_point():
-        worst = float((ours.long() - theirs.long()).abs().max())
-        return Compared(name=name, worst=worst, ok=worst == 0.0)
-    stated = tolerances.get(name, tolerances.get("default"))
-    if not isinstance(stated, Mapping):
-        raise BadInputError(f"the fixture states no tolerance for {name}")
-    error = (ours.double() - theirs.double()).abs()
-    allowed = stated["atol"] + stated["rtol"] * theirs.double().abs()
-    # Written so that a NaN fails.
-    return Compared(name=name, worst=float(error.max()), ok=bool((error <= allowed).all()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,188 @@
+"""The words around a question, and how they become ids with stand-ins for scene and points."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from stillroom.records import BadInputError, Question
+from stillroom.teachers.llava3d_config import TemplateName, read_json
+from stillroom.text.prompts import prompt_text
+from stillroom.text.tokenizer import RESERVED, Tokenizer
+
+#: Stand-ins among token ids: the visual block, and one coordinate.
+VISUAL_ID = -200
+COORDINATE_ID = -300
+_PLACEHOLDERS = {"<image>": VISUAL_ID, "<boxes>": COORDINATE_ID}
+
+#: What makes the 7B answer in few words; its scores fall without it.
+SHORT_ANSWER = "Answer the question using one word or one phrase."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """A conversation's fixed words. Stops and spaces are part of them."""
+
+    system: str
+    user: str
+    # Between the user's text and the answer.
+    assistant: str
+    # After an answer.
+    stop: str
+    # Between the visual block and the user's text.
+    after_image: str
+    # Appended to questions with a short answer.
+    short_answer: str
+    # Where BOS stands: in front of all, or between the question and its answer.
+    bos: Literal["first", "before_answer"]
+
+    def render(self, rounds: Sequence[tuple[str, str | None]]) -> str:
+        """The text of a conversation; an answer of None is still to be given."""
+        text = self.system
+        for question, answer in rounds:
+            text += f"{self.user}{question}{self.assistant}"
+            if answer is not None:
+                text += f" {answer}{self.stop}"
+        return text
+
+    def prefix_ids(self, tokenizer: PromptTokenizer) -> list[int]:
+        """Ids before the visual block: the same for every question of every scene."""
+        words = self.system + self.user
+        start = [tokenizer.bos_id] if self.bos == "first" else []
+        return start + (tokenizer.encode(words) if words else [])
+
+    def question_ids(self, tokenizer: PromptTokenizer, question: Question) -> list[int]:
+        """Ids between the visual block and the answer, encoded as one piece.
+
+        Nothing in the question's text is taken for a placeholder.
+        """
+        text = prompt_text(question)
+        if self.short_answer and question.family not in ("description", "asked"):
+            text = f"{text} {self.short_answer}"
+        ids = tokenizer.encode(f"{self.after_image}{text}{self.assistant}")
+        return ids + ([tokenizer.bos_id] if self.bos == "before_answer" else [])
+
+
+def _vicuna(human: str) -> Template:
+    return Template(
+        system=(
+            f"A chat between a curious {human} and an artificial intelligence assistant. "
+            "The assistant gives helpful, detailed, and polite answers to the "
+            f"{human}'s questions. "
+        ),
+        user="USER: ",
+        assistant=" ASSISTANT:",
+        stop="</s>",
+        after_image="\n",
+        short_answer=SHORT_ANSWER,
+        bos="first",
+    )
+
+
+#: llava_v1 is what the release evaluates with, v1 what it was trained with; mini has no words.
+TEMPLATES: dict[TemplateName, Template] = {
+    "llava_v1": _vicuna("human"),
+    "v1": _vicuna("user"),
+    "mini": Template(
+        system="",
+        user="",
+        assistant="",
+        stop="",
+        after_image="",
+        short_answer="",
+        bos="before_answer",
+    ),
+}
+
+
+def placeholder_ids(text: str, encode: Callable[[str], list[int]], *, bos_id: int) -> list[int]:
+    """Ids of a prompt with -200 for ``<image>`` and -300 for ``<boxes>``, one BOS in front.
+
+    Each piece between placeholders is encoded by itself, as the release does it: encoding the
+    text in one go gives other ids around them.
+    """
+    ids = [bos_id]
+    for piece in re.split(r"(<image>|<boxes>)", text):
+        if piece in _PLACEHOLDERS:
+            ids.append(_PLACEHOLDERS[piece])
+        elif piece:
+            ids += encode(piece)
+    return ids
+
+
+def name_objects(question: str, count: int) -> str:
+    """A question about ``count`` clicked points: its ``<boxes>`` repeated once for each."""
+    return question.replace("<boxes>", ", ".join(["<boxes>"] * count))
+
+
+def box_text(rows: Sequence[Sequence[float | int]]) -> str:
+    """Numbers as the release's formatter prints them: three decimals, rows apart by semicolons."""
+    return "[" + ";".join(",".join(f"{value:.3f}" for value in row) for row in rows) + "]"
+
+
+@runtime_checkable
+class PromptTokenizer(Protocol):
+    """What a teacher needs of a tokenizer; ``encode`` adds nothing."""
+
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one piece of text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens and outer spaces."""
+        ...
+
+
+class HubTokenizer:
+    """A Llama tokenizer from transformers, piece by piece."""
+
+    def __init__(self, folder: Path, *, bos_id: int, eos_id: int) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            # Without the split a user's "</s>" would be a real end of sequence.
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, split_special_tokens=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "unreadable"
+            raise BadInputError(f"{folder} holds no usable tokenizer: {reason}") from None
+        self.bos_id, self.eos_id = bos_id, eos_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one piece of text; SentencePiece puts its space marker before every piece."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens and outer spaces."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+
+def open_tokenizer(folder: Path, *, bos_id: int, eos_id: int, vocab_size: int) -> PromptTokenizer:
+    """The tokenizer of a checkpoint folder: stillroom's own by its reserved tokens, or Llama's.
+
+    Raises:
+        BadInputError: there is none, or it has more entries than the model.
+    """
+    file = folder / "tokenizer.json"
+    own = _stillroom_tokenizer(file) if file.is_file() else None
+    if own is None:
+        return HubTokenizer(folder, bos_id=bos_id, eos_id=eos_id)
+    if own.vocab_size > vocab_size:
+        raise BadInputError(
+            f"{file} has {own.vocab_size} entries, the model only {vocab_size}; "
+            "they belong to different checkpoints"
+        )
+    return own
+
+
+def _stillroom_tokenizer(file: Path) -> Tokenizer | None:
+    added = read_json(file, "tokenizer.json").get("added_tokens") or []
+    ids = {entry.get("content"): entry.get("id") for entry in added if isinstance(entry, dict)}
+    if any(ids.get(token) != number for number, token in enumerate(RESERVED)):
+        return None
+    return Tokenizer(file)
