@@ -27,7 +27,7 @@ REACH = 1.35
 NEAR = (APART + 0.005, 0.6)
 
 #: How the next thing stands to what is there, and how often.
-PLAIN_RELATIONS = {"on": 0.28, "abut": 0.24, "near": 0.28, "under": 0.06, "free": 0.14}
+PLAIN_RELATIONS = {"on": 0.34, "abut": 0.34, "near": 0.18, "under": 0.04, "free": 0.1}
 
 
 class Arranger:
@@ -145,6 +145,8 @@ class Arranger:
     def push_anywhere(self, retreat: float) -> bool:
         """Pushed against something, then drawn back by ``retreat``."""
         target = self._target()
+        if target is None:
+            return False
         goal = self.layout.placed[target]
         high = goal.support is not None
         item = self.draw(SMALL if high or self.rng.random() < 0.55 else LARGE)
@@ -158,9 +160,9 @@ class Arranger:
     def lean(self) -> bool:
         """A picture that stands on the floor and leans against something, or nearly does."""
         target = self._target()
-        goal = self.layout.placed[target]
-        if goal.support is not None:
+        if target is None or self.layout.placed[target].support is not None:
             return False
+        goal = self.layout.placed[target]
         item = tilted(self.draw(("picture",)), self.rng.uniform(0.12, 0.3))
         angle = self._direction(goal.yaw)
         retreat = 0.0 if self.rng.random() < 0.7 else float(self.rng.uniform(*NEAR))
@@ -169,11 +171,12 @@ class Arranger:
         # The back, along y, is at the target.
         return self._push(item, target, angle + np.pi / 2, angle, 0.0)
 
-    def _target(self) -> int:
+    def _target(self) -> int | None:
+        """Something that stands, to push others against."""
         standing = [
             k for k, place in enumerate(self.layout.placed) if not (place.flat or place.hung)
         ]
-        return standing[int(self.rng.integers(len(standing)))]
+        return standing[int(self.rng.integers(len(standing)))] if standing else None
 
     def _direction(self, yaw: float) -> float:
         if self.rng.random() < 0.3:

@@ -17,7 +17,7 @@ from stillroom.scenes.solids import Solids
 #: A thing is well seen where it covers this share of a picture.
 WELL_SEEN = 0.003
 #: No camera is nearer to a surface than this [m].
-CLEAR = 0.25
+CLEAR = 0.28
 #: Side of the coarse pictures that candidates are judged by.
 PROBE = 40
 
@@ -139,6 +139,6 @@ def _well_seen(
     solid, depth = cast.first(origins, directions)
     pixels = np.bincount(owner[solid], minlength=count + 1)[1:]
     well = pixels >= WELL_SEEN * PROBE * PROBE
-    if (depth < 0.6).mean() > 0.4 or well.sum() < min(3, count):
+    if (depth < 0.6).mean() > 0.25 or well.sum() < min(3, count):
         return None
     return well

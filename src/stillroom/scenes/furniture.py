@@ -35,21 +35,24 @@ def build(
 def draw_size(
     category: str, rng: np.random.Generator, *, natural: bool = False
 ) -> tuple[float, float, float]:
-    """Width, depth and height, uniform in their logarithms over the kind's ranges.
+    """Width, depth and height, even in their logarithms over the kind's ranges.
 
     ``natural`` keeps to the part of the ranges that is usual in a home.
     """
     kind = KINDS[category]
-    part = (0.0, 1.0)
-    if natural:
-        part = (0.3, 0.85) if category in LARGE else (0.0, 0.7) if category in SMALL else part
-    width = _between(kind.width, part, rng)
-    depth = width if kind.depth is None else _between(kind.depth, part, rng)
-    return width, depth, _between(kind.height, part, rng)
+    low, high = 0.0, 1.0
+    if natural and category in LARGE:
+        low, high = 0.3, 0.85
+    elif natural and category in SMALL:
+        low, high = 0.0, 0.6
+    # What is wide tends to be deep and high: so small and large ones differ in all.
+    middle = rng.uniform(low, high)
+    at = np.clip(middle + rng.uniform(-0.2, 0.2, 3), low, high)
+    width = _between(kind.width, at[0])
+    depth = width if kind.depth is None else _between(kind.depth, at[1])
+    return width, depth, _between(kind.height, at[2])
 
 
-def _between(
-    span: tuple[float, float], part: tuple[float, float], rng: np.random.Generator
-) -> float:
+def _between(span: tuple[float, float], at: float) -> float:
     low, high = np.log(span[0]), np.log(span[1])
-    return float(np.exp(low + (high - low) * rng.uniform(*part)))
+    return float(np.exp(low + (high - low) * at))

@@ -231,16 +231,16 @@ def _rug(b: Builder, w: float, d: float, h: float, rng: np.random.Generator) -> 
 
 
 LARGE: dict[str, Kind] = {
-    "chair": Kind(build=_chair, width=(0.34, 0.62), depth=None, height=(0.62, 1.12)),
-    "armchair": Kind(build=_armchair, width=(0.55, 1.0), depth=(0.55, 0.9), height=(0.6, 1.0)),
-    "stool": Kind(build=_stool, width=(0.28, 0.55), depth=None, height=(0.32, 0.75)),
-    "bench": Kind(build=_bench, width=(0.7, 1.5), depth=(0.3, 0.48), height=(0.36, 0.56)),
-    "sofa": Kind(build=_sofa, width=(1.1, 1.9), depth=(0.65, 0.95), height=(0.62, 0.92)),
-    "bed": Kind(build=_bed, width=(0.8, 1.5), depth=(1.4, 2.0), height=(0.5, 1.0)),
-    "table": Kind(build=_table, width=(0.5, 1.5), depth=(0.45, 0.9), height=(0.38, 0.8)),
-    "desk": Kind(build=_desk, width=(0.8, 1.5), depth=(0.45, 0.75), height=(0.6, 0.8)),
-    "shelf": Kind(build=_shelf, width=(0.45, 1.1), depth=(0.26, 0.42), height=(0.7, 1.8)),
-    "cabinet": Kind(build=_cabinet, width=(0.42, 1.2), depth=(0.34, 0.6), height=(0.45, 1.3)),
+    "chair": Kind(build=_chair, width=(0.34, 0.68), depth=None, height=(0.58, 1.2)),
+    "armchair": Kind(build=_armchair, width=(0.48, 0.95), depth=(0.46, 0.85), height=(0.52, 0.95)),
+    "stool": Kind(build=_stool, width=(0.3, 0.64), depth=None, height=(0.34, 0.85)),
+    "bench": Kind(build=_bench, width=(0.65, 1.5), depth=(0.3, 0.55), height=(0.34, 0.65)),
+    "sofa": Kind(build=_sofa, width=(0.9, 1.7), depth=(0.5, 0.85), height=(0.5, 0.85)),
+    "bed": Kind(build=_bed, width=(0.6, 1.3), depth=(1.05, 1.8), height=(0.36, 0.9)),
+    "table": Kind(build=_table, width=(0.45, 1.4), depth=(0.4, 0.9), height=(0.36, 0.8)),
+    "desk": Kind(build=_desk, width=(0.65, 1.4), depth=(0.38, 0.7), height=(0.5, 0.8)),
+    "shelf": Kind(build=_shelf, width=(0.42, 1.1), depth=(0.26, 0.45), height=(0.6, 1.7)),
+    "cabinet": Kind(build=_cabinet, width=(0.4, 1.2), depth=(0.32, 0.6), height=(0.42, 1.2)),
 }
 
 #: Kinds of furnished rooms only.

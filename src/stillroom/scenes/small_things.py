@@ -119,12 +119,12 @@ def _picture(b: Builder, w: float, d: float, h: float, rng: np.random.Generator)
 
 
 SMALL: dict[str, Kind] = {
-    "box": Kind(build=_box, width=(0.2, 0.62), depth=(0.2, 0.55), height=(0.18, 0.55)),
-    "ball": Kind(build=_ball, width=(0.2, 0.6), depth=None, height=(0.2, 0.6)),
-    "vase": Kind(build=_vase, width=(0.2, 0.4), depth=None, height=(0.3, 0.8)),
-    "lamp": Kind(build=_lamp, width=(0.24, 0.5), depth=None, height=(0.38, 1.6)),
-    "plant": Kind(build=_plant, width=(0.28, 0.65), depth=None, height=(0.4, 1.4)),
-    "bin": Kind(build=_bin, width=(0.22, 0.48), depth=None, height=(0.26, 0.7)),
+    "box": Kind(build=_box, width=(0.2, 0.8), depth=(0.2, 0.75), height=(0.18, 0.75)),
+    "ball": Kind(build=_ball, width=(0.22, 0.75), depth=None, height=(0.22, 0.75)),
+    "vase": Kind(build=_vase, width=(0.22, 0.56), depth=None, height=(0.35, 1.05)),
+    "lamp": Kind(build=_lamp, width=(0.26, 0.6), depth=None, height=(0.42, 1.7)),
+    "plant": Kind(build=_plant, width=(0.3, 0.72), depth=None, height=(0.42, 1.5)),
+    "bin": Kind(build=_bin, width=(0.24, 0.66), depth=None, height=(0.28, 0.95)),
 }
 
 #: Kinds of furnished rooms only.
