@@ -29,7 +29,7 @@ from stillroom.scenes.store import SceneStore
 from stillroom.text.answers import official_number, option_index, spoken
 
 FOLDS = 5
-#: Questions of a family that ``blind`` learns from, at most: more did not make it stronger.
+#: Questions of a family that ``blind`` learns from, at most: the fit stays a matter of seconds.
 MOST_QUESTIONS = 6_000
 
 Fit = Callable[[Sequence[Question]], Answerer]
