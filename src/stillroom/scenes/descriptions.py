@@ -106,12 +106,13 @@ def _relations(facts: RoomFacts, ids: list[int]) -> list[Fact]:
         carrier = by_id.get(facts.things[i].supported_by or 0)
         if carrier is not None:
             found.append(("on", name[i], name[carrier]))
-    before = [i for i in ids if facts.center[i, 1] >= BEFORE_M]
+    bulky = [i for i in ids if i in facts.bulky]
+    before = [i for i in bulky if facts.center[i, 1] >= BEFORE_M]
     rules: tuple[tuple[str, list[int], Callable[[int], float], Callable[[float, float], bool]], ...]
     rules = (
         ("left of", before, lambda i: float(facts.bearing_deg[i]), _apart_by(BEARING_DEG)),
         ("in front of", before, lambda i: float(facts.center[i, 1]), _apart_by(AHEAD_M)),
-        ("bigger than", ids, lambda i: -float(facts.volume[i]), _times(SIZE_RATIO)),
+        ("bigger than", bulky, lambda i: -float(facts.volume[i]), _times(SIZE_RATIO)),
     )
     for kind, among, key, clear in rules:
         order = sorted(among, key=key)

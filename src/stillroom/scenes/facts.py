@@ -14,6 +14,8 @@ from stillroom.records import Scene, SceneObject, View
 #: A question names only objects that this many views show with this share of their pixels.
 MIN_VIEWS = 2
 MIN_SHARE = 0.003
+#: Things thinner than this and wider than that (metres) are flat: a rug, a picture.
+FLAT_M = (0.05, 0.30)
 #: Surfaces this close touch (metres).
 TOUCH_M = 0.002
 #: A gap counts as seen where so many pixels lie between the two masks.
@@ -44,6 +46,14 @@ class RoomFacts:
     def shown(self) -> Int[np.ndarray, "m"]:
         """Objects that enough views show well, in their order."""
         return np.flatnonzero((self.pixel_share >= MIN_SHARE).sum(axis=0) >= MIN_VIEWS)
+
+    @cached_property
+    def bulky(self) -> Int[np.ndarray, "m"]:
+        """Of ``shown``, what is not flat: a rug's volume and middle say little to a person."""
+        thin, wide = FLAT_M
+        edges = [self.things[i].box.size for i in self.shown]
+        keep = [not (edge.min() < thin and edge.max() > wide) for edge in edges]
+        return self.shown[np.array(keep, dtype=bool)]
 
     @cached_property
     def center(self) -> Float[np.ndarray, "n 3"]:

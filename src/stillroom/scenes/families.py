@@ -109,7 +109,7 @@ def _case(case: str, kinds: list[str]) -> tuple[str, ...]:
 def size(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
     """Pairs whose box volumes differ clearly; the answer is the bigger one."""
     found = []
-    for a, b in _pairs(facts.shown, rng):
+    for a, b in _pairs(facts.bulky, rng):
         small, large = sorted((facts.volume[a], facts.volume[b]))
         if large < SIZE_RATIO * small:
             continue
@@ -129,7 +129,7 @@ def size(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
 
 def orientation(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
     """Pairs before the first camera, clearly left/right of or in front of/behind each other."""
-    before = facts.shown[facts.center[facts.shown, 1] >= BEFORE_M]
+    before = facts.bulky[facts.center[facts.bulky, 1] >= BEFORE_M]
     found = []
     for a, b in _pairs(before, rng):
         turn = float(facts.bearing_deg[b] - facts.bearing_deg[a])

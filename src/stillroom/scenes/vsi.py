@@ -74,7 +74,7 @@ def direction_hard(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candid
 def direction_said(turn: float, said: tuple[str, ...]) -> str:
     """Which of the directions of a task a turn to the left by that many degrees is."""
     side = "left" if turn > 0 else "right"
-    if said == _QUADRANTS:
+    if len(said) == len(_QUADRANTS):
         return f"{'front' if abs(turn) < 90.0 else 'back'}-{side}"
     return "back" if "back" in said and abs(turn) > BACK_DEG else side
 
@@ -101,7 +101,7 @@ def _standings(
 ) -> list[tuple[tuple[int, int, int], float]]:
     """Random (stand by, face, look for) with the turn to the left in degrees."""
     found = []
-    for ids in _draws(facts.shown, 3, rng):
+    for ids in _draws(facts.bulky, 3, rng):
         at, facing, to = (facts.center[i, :2] for i in ids)
         gaps = (facing - at, to - at, to - facing)
         if min(float(np.linalg.norm(gap)) for gap in gaps) >= STANDING_M:
@@ -159,7 +159,7 @@ def counting(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
     shown = set(facts.shown.tolist())
     asked = [tuple(ids) for ids in kinds.values() if len(ids) > 1 and shown.issuperset(ids)]
     order = rng.permutation(len(asked)).tolist()
-    return [_number("object_counting", asked[i], len(asked[i])) for i in order]
+    return [_number("object_counting", asked[i], float(len(asked[i]))) for i in order]
 
 
 def size_estimation(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
@@ -179,7 +179,7 @@ def room_size(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
 
 
 def _number(task: str, ids: tuple[int, ...], value: float) -> Candidate:
-    return Candidate(task=task, ids=ids, answer=0, keys=((),), value=float(value), margin=0.0)
+    return Candidate(task=task, ids=ids, answer=0, keys=((),), value=value, margin=0.0)
 
 
 def first_views(facts: RoomFacts) -> dict[int, int]:

@@ -63,6 +63,7 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
 
 # How the answers of a front_behind question stand inside the sentence.
 _IN_SENTENCE = {"in front": "in front of"}
+_SIDES = "left|right|in front of|behind"
 
 #: VSI-Bench's own sentences under its own task names.
 VSI_WORDING = {
@@ -159,7 +160,7 @@ def _groups(pattern: str) -> str:
         if key in seen:
             return f"(?P={key})"
         seen.add(key)
-        return f"(?P<{key}>[a-z ,-]+?)"
+        return f"(?P<{key}>{_SIDES if key in 'pq' else '[a-z ,-]+?'})"
 
     return re.sub(r"\{(\w+)\}", group, pattern)
 
