@@ -133,6 +133,8 @@ def save_vggt(model: VGGT, folder: Path, *, dtype: torch.dtype = torch.bfloat16)
     state = {key: v.detach().to("cpu", dtype).contiguous() for key, v in model.state_dict().items()}
     partial = folder / ".model.safetensors.partial"
     save_file(state, partial, metadata={"format": "pt"})
+    # safetensors writes for its owner alone; a checkpoint is for whoever may read the folder.
+    partial.chmod(0o644)
     record = {"model_type": LAYOUT, **model.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(record, indent=1) + "\n")
     os.replace(partial, folder / "model.safetensors")
