@@ -317,7 +317,8 @@ def _tilted_world(views: Sequence[View]) -> str | None:
     facing = (normals @ axes.T > np.cos(np.radians(20))).mean(axis=0)
     votes = facing + axes @ tops
     best = int(votes.argmax())
-    if best == 2 or votes[best] < votes[2] + 0.4:
+    # Photos taken straight down at a table hold the camera's top any way round.
+    if votes[best] < votes[2] + 0.4 or facing[best] <= facing[2]:
         return None
     name = ("x", "y", "z", "-x", "-y", "-z")[best]
     turn = "; turn it by (x, y, z) -> (x, -z, y)" if name == "y" else ""
