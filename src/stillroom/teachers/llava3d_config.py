@@ -247,10 +247,11 @@ def _checked(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     for f in fields(cls):
         if f.name not in values or f.name == "clip":
             continue
-        default, value = f.default, values[f.name]
+        default: Any = f.default
+        value = values[f.name]
         kinds = (int, float) if isinstance(default, float) else (type(default),)
         if not isinstance(value, kinds) or (
-            isinstance(value, bool) and default not in (True, False)
+            isinstance(value, bool) and not isinstance(default, bool)
         ):
             raise BadInputError(
                 f"config.json has {f.name} = {value!r}, expected something like {default!r}"
