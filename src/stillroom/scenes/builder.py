@@ -23,13 +23,18 @@ LINEN = Paint(colour=(0.86, 0.85, 0.80), second=(0.7, 0.7, 0.66), texture=paints
 SCREEN = Paint(colour=(0.012, 0.014, 0.02))
 
 
+#: Whole numbers are fine where metres are written by hand.
+Number = float | int
+Spot = tuple[Number, Number, Number]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Top:
     """A level rectangle in a thing's own frame that others can stand on, or a space below it."""
 
-    z: float
-    low: tuple[float, float]
-    high: tuple[float, float]
+    z: Number
+    low: tuple[Number, Number]
+    high: tuple[Number, Number]
     # Free height above it [m].
     clearance: float = 9.0
 
@@ -59,15 +64,15 @@ class Builder:
         self.tops: list[Top] = []
         self.hollow: Top | None = None
         self._kinds: list[int] = []
-        self._centers: list[tuple[float, float, float]] = []
-        self._sizes: list[tuple[float, float, float]] = []
+        self._centers: list[Spot] = []
+        self._sizes: list[Spot] = []
         self._yaws: list[float] = []
         self._paints: list[Paint] = []
 
     def box(
         self,
-        at: tuple[float, float, float],
-        size: tuple[float, float, float],
+        at: Spot,
+        size: Spot,
         paint: Paint | None = None,
         yaw: float = 0.0,
     ) -> None:
@@ -76,7 +81,7 @@ class Builder:
 
     def tube(
         self,
-        at: tuple[float, float, float],
+        at: Spot,
         diameter: float,
         height: float,
         paint: Paint | None = None,
@@ -84,9 +89,7 @@ class Builder:
         """An upright cylinder whose bottom is centred at ``at``."""
         self._add(CYLINDER, at, (diameter, diameter, height), paint, 0.0)
 
-    def ball(
-        self, at: tuple[float, float, float], diameter: float, paint: Paint | None = None
-    ) -> None:
+    def ball(self, at: Spot, diameter: float, paint: Paint | None = None) -> None:
         """A sphere whose lowest point is ``at``."""
         self._add(SPHERE, at, (diameter, diameter, diameter), paint, 0.0)
 
@@ -112,8 +115,8 @@ class Builder:
     def _add(
         self,
         kind: int,
-        at: tuple[float, float, float],
-        size: tuple[float, float, float],
+        at: Spot,
+        size: Spot,
         paint: Paint | None,
         yaw: float,
     ) -> None:
@@ -185,11 +188,11 @@ Build = Callable[[Builder, float, float, float, np.random.Generator], None]
 class Kind:
     """How a kind is built and the ranges of its width, depth and height [m].
 
-    ``depth`` None: as deep as wide. Ranges of different kinds overlap on purpose, so that a name
+    ``depth`` None: as deep as wide; ``height`` None: as high as wide. Ranges of different kinds overlap on purpose, so that a name
     alone does not tell which of two things is bigger.
     """
 
     build: Build
     width: tuple[float, float]
     depth: tuple[float, float] | None
-    height: tuple[float, float]
+    height: tuple[float, float] | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -32,6 +32,7 @@ class Hits:
     normal: Float32[np.ndarray, "n 3"]
 
 
+@runtime_checkable
 class Caster(Protocol):
     """Rays against one set of solids."""
 
@@ -185,7 +186,8 @@ class EmbreeCaster:
             query="INTERSECT",
         )
         # A miss has primitive -1, which is the last owner.
-        return self._owner[found["primID"]], found["tfar"].astype(np.float32)
+        solid = self._owner[found["primID"]]
+        return solid, np.where(solid >= 0, found["tfar"], 0.0).astype(np.float32)
 
     def blocked(
         self, origins: Float32[np.ndarray, "n 3"], targets: Float32[np.ndarray, "n 3"]

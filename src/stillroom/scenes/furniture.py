@@ -50,7 +50,8 @@ def draw_size(
     at = np.clip(middle + rng.uniform(-0.2, 0.2, 3), low, high)
     width = _between(kind.width, at[0])
     depth = width if kind.depth is None else _between(kind.depth, at[1])
-    return width, depth, _between(kind.height, at[2])
+    height = width if kind.height is None else _between(kind.height, at[2])
+    return width, depth, height
 
 
 def _between(span: tuple[float, float], at: float) -> float:

@@ -100,7 +100,7 @@ def _bed(b: Builder, w: float, d: float, h: float, rng: np.random.Generator) -> 
 def _table(b: Builder, w: float, d: float, h: float, rng: np.random.Generator) -> None:
     thick = rng.uniform(0.04, 0.06)
     if rng.random() < 0.25 and w < 1.2:
-        across = min(w, 1.6 * d)
+        across = min(w, 1.2 * d)
         b.tube((0, 0, 0), 0.5 * across, 0.03, b.trim)
         b.tube((0, 0, 0.03), 0.08, h - thick - 0.03, b.trim)
         b.tube((0, 0, h - thick), across, thick)

@@ -29,7 +29,7 @@ from stillroom.scenes.store import (
     write_shard,
 )
 
-#: Rooms in a shard.
+#: Rooms in a shard unless said otherwise.
 SHARD = 50
 #: Three of each family and a description.
 LEAST_QUESTIONS = 13
@@ -52,7 +52,17 @@ class Wish:
     density: Density
     questions: int
     split: Split | None
+    shard_size: int = SHARD
     world: int = WORLD_VERSION
+
+    @property
+    def shards(self) -> range:
+        """Numbers of all shards."""
+        return range((self.count + self.shard_size - 1) // self.shard_size)
+
+    def rooms(self, shard: int) -> range:
+        """Indices of the rooms of one shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
 
 
 def make_scenes(
@@ -66,6 +76,7 @@ def make_scenes(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     ask: Ask | None = None,
+    shard_size: int = SHARD,
 ) -> bool:
     """Make rooms 0 to ``count`` of ``seed`` with their questions; False if all were there already.
 
@@ -77,17 +88,23 @@ def make_scenes(
         BadInputError: an argument is out of range, or ``out`` holds something else.
     """
     out = Path(out)
-    wish = Wish(count=count, seed=seed, density=density, questions=questions, split=split)
+    wish = Wish(
+        count=count,
+        seed=seed,
+        density=density,
+        questions=questions,
+        split=split,
+        shard_size=shard_size,
+    )
     _check(wish)
     if _finished(out, wish):
         return False
-    shards = range((count + SHARD - 1) // SHARD)
-    missing = [number for number in shards if not shard_path(out, "scenes", number).exists()]
-    done = sum(len(_rooms_of(number, count)) for number in shards if number not in missing)
+    missing = [number for number in wish.shards if not shard_path(out, "scenes", number).exists()]
+    done = count - sum(len(wish.rooms(number)) for number in missing)
     if progress is not None:
         progress(done, count)
     for number in _make_shards(out, wish, missing, workers or os.cpu_count() or 1, ask):
-        done += len(_rooms_of(number, count))
+        done += len(wish.rooms(number))
         if progress is not None:
             progress(done, count)
     write_manifest(out, asdict(wish))
@@ -117,24 +134,29 @@ def _finished(out: Path, wish: Wish) -> bool:
     if (out / "manifest.json").exists():
         if read_manifest(out)["settings"] != settings:
             raise _other(out)
+        (out / "making.json").unlink(missing_ok=True)
         return True
     begun = out / "making.json"
     if begun.exists():
         if json.loads(begun.read_text()) != settings:
             raise _other(out)
+        for path in out.rglob(".*"):
+            if _partial(path):
+                path.unlink()
         return False
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not _partial(path) for path in out.iterdir())):
         raise BadInputError(f"{out} holds other files; choose another --out or an empty folder")
     write_atomically(begun, (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode())
     return False
 
 
+def _partial(path: Path) -> bool:
+    """Whether a killed run left this half-written file."""
+    return path.name.startswith(".") and path.suffix[1:].isdigit()
+
+
 def _other(out: Path) -> BadInputError:
     return BadInputError(f"{out} holds rooms made with other settings; choose another --out")
-
-
-def _rooms_of(shard: int, count: int) -> range:
-    return range(shard * SHARD, min((shard + 1) * SHARD, count))
 
 
 def _make_shards(
@@ -190,7 +212,7 @@ def _end_with_parent() -> None:
 def _make_shard(out: Path, wish: Wish, shard: int, ask: Ask | None) -> int:
     scenes: list[Scene] = []
     questions: list[Question] = []
-    for index in _rooms_of(shard, wish.count):
+    for index in wish.rooms(shard):
         scene, asked = make_one(wish, index, ask)
         scenes.append(scene)
         questions += asked

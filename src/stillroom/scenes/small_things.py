@@ -120,7 +120,7 @@ def _picture(b: Builder, w: float, d: float, h: float, rng: np.random.Generator)
 
 SMALL: dict[str, Kind] = {
     "box": Kind(build=_box, width=(0.2, 0.8), depth=(0.2, 0.75), height=(0.18, 0.75)),
-    "ball": Kind(build=_ball, width=(0.22, 0.75), depth=None, height=(0.22, 0.75)),
+    "ball": Kind(build=_ball, width=(0.22, 0.75), depth=None, height=None),
     "vase": Kind(build=_vase, width=(0.22, 0.56), depth=None, height=(0.35, 1.05)),
     "lamp": Kind(build=_lamp, width=(0.26, 0.6), depth=None, height=(0.42, 1.7)),
     "plant": Kind(build=_plant, width=(0.3, 0.72), depth=None, height=(0.42, 1.5)),
