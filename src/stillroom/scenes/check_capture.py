@@ -200,7 +200,9 @@ def _mixed_up(cameras: Sequence[_Camera], given: _Agreement) -> str | None:
     explains = best.pairs >= 2 and best.share < AGREE_SHARE and best.share < BETTER * given.share
     if explains and best.agreeing > given.agreeing:
         return name
-    if given.good:
+    # Where depth and poses share a wrong unit, centimetres mean nothing; see _depth_range.
+    odd_unit = _depth_range(cameras) is not None and given.share < AGREE_SHARE
+    if given.good or odd_unit:
         return None
     return UNKNOWN if given.pairs else APART
 
