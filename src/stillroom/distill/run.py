@@ -21,7 +21,7 @@ from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.text.prompts import prompt_text
-from stillroom.training.loop import Progress as StepProgress
+from stillroom.training.handed import Progress as StepProgress
 from stillroom.training.loop import train
 
 Progress = Callable[[int, int], None]

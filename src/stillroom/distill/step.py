@@ -19,7 +19,7 @@ from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
 from stillroom.students.connector import VisionFeatures
 from stillroom.students.model import StillroomStudent
-from stillroom.training.loop import StepLosses
+from stillroom.training.handed import StepLosses
 
 #: Width of the soft depth target, in bins.
 SOFT_BIN_WIDTH = 1.0

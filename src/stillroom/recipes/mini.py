@@ -30,15 +30,15 @@ def pretrain_cpu_no_objects() -> PretrainConfig:
 
 
 def teach_cpu() -> TeachConfig:
-    """teacher_mini: a LLaVA-3D of 5.8 M parameters, taught from truth with depth and poses."""
+    """teacher_mini: a LLaVA-3D of 3.2 M parameters, taught from truth with depth and poses."""
     return TeachConfig(
         train=TrainConfig(
-            steps=3000,
+            steps=2400,
             scenes_per_step=8,
-            learning_rate=1.2e-3,
-            evaluate_every=250,
-            save_every=100,
-        )
+            learning_rate=1.5e-3,
+            evaluate_every=200,
+            save_every=50,
+        ),
     )
 
 

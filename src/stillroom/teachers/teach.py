@@ -34,8 +34,9 @@ from stillroom.teachers.sampling import choose_questions
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
-from stillroom.training.loop import Progress as StepProgress
-from stillroom.training.loop import StepLosses, train
+from stillroom.training.handed import Progress as StepProgress
+from stillroom.training.handed import StepLosses
+from stillroom.training.loop import train
 
 logger = logging.getLogger(__name__)
 
@@ -46,22 +47,22 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSizes:
-    """A LLaVA-3D small enough for two cores; at least 3.06 times the student's parameters."""
+    """A LLaVA-3D small enough for two cores."""
 
     # CLIP: width, layers, heads and patch edge in pixels.
-    clip_width: int = 160
-    clip_layers: int = 5
-    clip_heads: int = 5
-    patch_size: int = 14
+    clip_width: int = 128
+    clip_layers: int = 4
+    clip_heads: int = 4
+    patch_size: int = 16
     # Edge of the pictures in pixels.
     image_size: int = 112
     # Llama: width, layers, heads and inner width.
-    hidden_size: int = 192
-    layers: int = 8
-    heads: int = 6
-    intermediate_size: int = 544
+    hidden_size: int = 160
+    layers: int = 6
+    heads: int = 5
+    intermediate_size: int = 432
     # Edge of a voxel in metres.
-    voxel_size: float = 0.2
+    voxel_size: float = 0.25
     # Views of a scene.
     views: int = 6
 
@@ -73,11 +74,11 @@ class TeachConfig:
     train: TrainConfig
     sizes: TeacherSizes = field(default_factory=TeacherSizes)
     # Questions of a scene that share one row.
-    questions_per_scene: int = 16
+    questions_per_scene: int = 12
     # Chance that the scene's description joins its row.
-    description_share: float = 0.15
+    description_share: float = 0.1
     # Chance that each question of VSI-Bench's tasks joins its row.
-    other_share: float = 0.4
+    other_share: float = 0.2
     # Weight of the object targets at the voxels; 0 trains on answers alone.
     object_weight: float = 1.0
     # At most so many validation scenes per evaluation.
