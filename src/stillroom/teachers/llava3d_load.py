@@ -233,6 +233,9 @@ def save_llava3d(
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
     torch_dtype = str(dtype).removeprefix("torch.")
     _write_json(folder / "config.json", model.settings.to_json(torch_dtype=torch_dtype))
+    # safetensors makes files that only their owner may read, which a shared folder should not have.
+    for name in set(weight_map.values()):
+        shutil.copymode(folder / "config.json", folder / name)
 
 
 def _shards(model: LLaVA3D, dtype: torch.dtype, limit: int) -> list[dict[str, Tensor]]:
