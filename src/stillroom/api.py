@@ -216,36 +216,56 @@ def evaluate(
 
     started = time.monotonic()
     store = open_store(scenes)
+    wanted = None if split == "all" else split
     rows: dict[str, Any] = {}
     if teacher is not None or labels is not None:
         rows["teacher"] = teacher_answers(teacher, labels, store, split)
-    rows[model] = lambda: registry.answerer(model, store, split=split)
+    # Beside a model that looks stand what it must beat; a baseline stands alone.
+    beside: list[str] = []
+    if registry.kind_of(model)[0] in ("student", "llava3d"):
+        beside.append("truth")
+        if split == "all" or store.scene_ids("train"):  # else there is nothing to fit them on
+            beside += ["majority", "blind"]
+        if len(store.scene_ids(wanted)) > 1:
+            beside.append(f"shuffled:{model}")
+    for name in dict.fromkeys([model, *beside]):
+        rows[name] = _loader(name, store, split)
     results = score(
         rows,
         store,
-        split=split,
+        split=wanted,
         out=out,
         teacher_row="teacher" if "teacher" in rows else None,
         student_row=model,
         meta=run_meta(started, parameters={model: registry.parameters(model)}),
         progress=progress,
         limit=limit,
+        identities={
+            name: registry.describe(name).get("revision", name)
+            for name in rows
+            if name != "teacher"
+        },
     )
     write_report(results, out=out, store=store)
     return results
 
 
-def teacher_answers(teacher: str | None, labels: Path | None, store: Any, split: str) -> Any:
-    """The teacher's row: recorded answers where there are labels, else the teacher itself."""
+def _loader(name: str, store: Any, split: str) -> Callable[[], Any]:
+    """What loads a row of a table, when its turn comes."""
     from stillroom import registry
 
+    return lambda: registry.answerer(name, store, split=split)
+
+
+def teacher_answers(teacher: str | None, labels: Path | None, store: Any, split: str) -> Any:
+    """The teacher's row: recorded answers where there are labels, else the teacher itself."""
     if labels is not None:
         from stillroom.evaluate.baselines import RecordedAnswers
         from stillroom.teachers.label_store import open_labels
 
         return RecordedAnswers(open_labels(labels).answers())
     assert teacher is not None
-    return lambda: registry.answerer(teacher, store, split=split)
+    return _loader(teacher, store, split)
 
 
 def open_scene(model: str, photos: Path) -> StudentSession:
