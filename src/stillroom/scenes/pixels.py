@@ -102,7 +102,13 @@ def _decode(store: SceneStore, ids: list[str], home: Path, progress: Progress | 
     for array in arrays.values():
         array.flush()
     (partial / "index.json").write_text(json.dumps({"scene_ids": ids}))
-    os.replace(partial, home)
+    try:
+        os.replace(partial, home)
+    except OSError:
+        # Another run decoded the same scenes meanwhile; its copy is as good.
+        if not (home / "index.json").is_file():
+            raise
+        shutil.rmtree(partial)
 
 
 def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:

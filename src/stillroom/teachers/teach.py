@@ -30,6 +30,7 @@ from stillroom.scenes.store import open_store
 from stillroom.teachers.llava3d import LLaVA3D
 from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
 from stillroom.teachers.llava3d_load import save_llava3d
+from stillroom.teachers.preprocess import normalise, whole_pixel_intrinsics
 from stillroom.teachers.sampling import choose_questions
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
@@ -39,10 +40,6 @@ from stillroom.training.handed import StepLosses
 from stillroom.training.loop import train
 
 logger = logging.getLogger(__name__)
-
-#: CLIP's own normalisation of RGB in 0..1.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +236,6 @@ class _Rows:
     def batch(self, rows: Sequence[int], chosen: Sequence[Sequence[int]]) -> TeachBatch:
         """Any scenes with any of their questions."""
         pixels, order = self.pixels, list(rows)
-        images = torch.from_numpy(pixels.rgb[order]).float() / 255
-        mean, std = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
-        images = (images - mean[:, None, None]) / std[:, None, None]
         patch = self.config.sizes.patch_size
         instances = pixels.instances[order][..., ::patch, ::patch]
         pairs = [
@@ -252,10 +246,10 @@ class _Rows:
         lengths = [len(answer) for row in pairs for _, answer in row]
         weight = np.concatenate([np.full(n, n**-0.5, np.float32) for n in lengths])
         return TeachBatch(
-            images=images,
+            images=torch.from_numpy(normalise(pixels.rgb[order])),
             depths=torch.from_numpy(pixels.depth[order].astype(np.float32)),
             poses=torch.from_numpy(pixels.c2w[order]),
-            intrinsics=_whole_pixels(pixels.intrinsics[order]),
+            intrinsics=torch.from_numpy(whole_pixel_intrinsics(pixels.intrinsics[order])),
             patch_object=torch.from_numpy(instances.astype(np.int64)).flatten(1),
             objects=torch.from_numpy(pixels.objects[order]),
             rows=tuple(pairs),
@@ -265,14 +259,6 @@ class _Rows:
                 for row, picked in zip(rows, chosen, strict=True)
             ),
         )
-
-
-def _whole_pixels(intrinsics: np.ndarray) -> Float[Tensor, "s v 4 4"]:
-    """Our intrinsics as LLaVA-3D reads them: 4x4, pixel centres on whole numbers."""
-    padded = np.tile(np.eye(4, dtype=np.float32), (*intrinsics.shape[:2], 1, 1))
-    padded[..., :3, :3] = intrinsics
-    padded[..., :2, 2] -= 0.5
-    return torch.from_numpy(padded)
 
 
 def teach(
