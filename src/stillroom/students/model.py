@@ -7,6 +7,7 @@ session (``session.py``) and by ``generate``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         Raises:
             BadInputError: nothing there, another model's checkpoint, or a file cut short.
         """
+        _check_kind(Path(where))
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "use_safetensors": True}
         try:
@@ -342,6 +344,16 @@ def _scene(features: VisionFeatures, index: int) -> VisionFeatures:
     return VisionFeatures(
         tokens=features.tokens[index : index + 1], depth=features.depth[index : index + 1]
     )
+
+
+def _check_kind(where: Path) -> None:
+    """Refuse another model's folder: transformers would read its config as if it were ours."""
+    try:
+        kind = json.loads((where / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return  # not a folder of ours to read: transformers says what is wrong with it
+    if kind != StillroomConfig.model_type:
+        raise BadInputError(f"{where} holds a {kind} model, not a student; name a student's folder")
 
 
 def _first_line(error: Exception) -> str:

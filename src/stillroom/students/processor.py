@@ -201,12 +201,21 @@ def _open(photo: Photo) -> Image.Image:
     """The photo upright and as RGB; transparent pixels are laid on white."""
     if isinstance(photo, np.ndarray):
         return Image.fromarray(photo).convert("RGB")
+    if isinstance(photo, Image.Image):
+        return _upright_rgb(photo)
     try:
-        image = photo if isinstance(photo, Image.Image) else Image.open(photo)
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "P"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        with Image.open(photo) as image:
+            return _upright_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise BadInputError(f"{photo} is not a readable picture ({error})") from None
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # 16 bits a channel: Pillow would cut them off at 255.
+        return Image.fromarray((np.asarray(image) // 256).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "P"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
