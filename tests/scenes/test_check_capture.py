@@ -190,6 +190,9 @@ def test_without_depth_or_with_one_view_nothing_is_compared_and_that_is_said(
     assert report.ok
     assert report.pairs == 0
     assert "nothing to compare" in report.lines[0]
+    blind = check_views(spoilt(capture, depth_times(0.0)))
+    assert blind.ok
+    assert "nothing to compare" in blind.lines[0]
     single = check_views(replace(capture, views=capture.views[:1]))
     assert single.ok
     assert "a single posed view" in single.lines[-1]

@@ -357,6 +357,19 @@ def test_photos_come_by_number_upright_and_not_larger_than_needed(tmp_path: Path
     assert all(view.c2w is None and view.depth is None for view in imported.scene.views)
 
 
+def test_a_damaged_exif_note_does_not_cost_the_photo(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112], turned[0x010F] = 6, "a maker"
+    file = tmp_path / "a.jpg"
+    Image.new("RGB", (60, 40), "red").save(file, exif=turned)
+    whole = bytearray(file.read_bytes())
+    note = whole.index(b"Exif")
+    for place in range(note + 14, note + 30):
+        whole[place] = 0xEE
+    file.write_bytes(whole)
+    assert import_capture(tmp_path).scene.views[0].rgb.shape == (40, 60, 3)
+
+
 def test_one_photo_is_a_scene_too(tmp_path: Path) -> None:
     Image.new("RGB", (60, 40), "red").save(tmp_path / "one.jpg")
     assert len(import_capture(tmp_path / "one.jpg").scene.views) == 1

@@ -99,7 +99,7 @@ def check_views(scene: Scene) -> CaptureReport:
         return CaptureReport(ok=False, faults=(fault,), lines=(fault,))
     cameras = _cameras(scene.views)
     if not cameras:
-        line = f"{len(scene.views)} views without depth or poses: nothing to compare"
+        line = f"{len(scene.views)} views without posed depth readings: nothing to compare"
         return CaptureReport(ok=True, faults=(), lines=(line,))
     given = _agreement(cameras)
     found = [_mixed_up(cameras, given) if len(cameras) > 1 else None]
@@ -119,13 +119,9 @@ def check_views(scene: Scene) -> CaptureReport:
 def _cameras(views: Sequence[View]) -> list[_Camera]:
     """The posed views with depth; of a long capture a few stretches of neighbours."""
     whole = [
-        _Camera(
-            depth=np.where(view.depth_valid, view.depth, 0.0).astype(np.float64),
-            intrinsics=view.intrinsics,
-            c2w=view.c2w,
-        )
+        _Camera(depth=_metres(view), intrinsics=view.intrinsics, c2w=view.c2w)
         for view in views
-        if view.depth is not None and view.intrinsics is not None and view.c2w is not None
+        if view.depth_valid.any() and view.intrinsics is not None and view.c2w is not None
     ]
     if len(whole) <= STRETCHES * STRETCH:
         return whole
@@ -135,9 +131,13 @@ def _cameras(views: Sequence[View]) -> list[_Camera]:
     return [whole[index] for index in chosen]
 
 
+def _metres(view: View) -> Float[np.ndarray, "h w"]:
+    assert view.depth is not None
+    return np.where(view.depth_valid, view.depth, 0.0).astype(np.float64)
+
+
 def _median_depth(cameras: Sequence[_Camera]) -> float:
-    medians = [np.median(c.depth[c.depth > 0]) for c in cameras if (c.depth > 0).any()]
-    return float(np.median(medians)) if medians else float("nan")
+    return float(np.median([np.median(camera.depth[camera.depth > 0]) for camera in cameras]))
 
 
 def _thinned(camera: _Camera) -> _Camera:

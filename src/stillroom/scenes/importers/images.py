@@ -5,6 +5,7 @@ Everything that cannot be read ends in one ``BadInputError`` that names the file
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,9 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: Frames kept of a long capture: a video's neighbours say the same twice.
 MAX_VIEWS = 64
 
+#: What Pillow raises on bytes that are damaged.
+_DAMAGE = (OSError, SyntaxError, ValueError, struct.error)
+
 
 def read_rgb(
     path: Path, *, longest_side: int | None = None, upright: bool = False
@@ -36,11 +40,11 @@ def read_rgb(
     with _opened(path) as image:
         try:
             if upright:
-                image = ImageOps.exif_transpose(image)
+                image = _turned(image)
             if longest_side is not None:
                 image.thumbnail((longest_side, longest_side))
             return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except _DAMAGE as error:
             raise _damaged(path, error) from None
 
 
@@ -58,7 +62,7 @@ def read_depth(path: Path, *, units_per_metre: float) -> Float32[np.ndarray, "h 
             )
         try:
             counts = np.array(image)
-        except (OSError, SyntaxError, ValueError) as error:
+        except _DAMAGE as error:
             raise _damaged(path, error) from None
     return (counts / units_per_metre).astype(np.float32)
 
@@ -74,15 +78,27 @@ def _opened(path: Path) -> Image.Image:
         raise BadInputError(f"image not found: {path}")
     try:
         with warnings.catch_warnings():
-            # A large picture is refused below its limit by nobody and above it by Pillow itself.
+            # Pillow warns of large pictures and refuses huge ones; notes in a file may be damaged.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
             return Image.open(path)
     except Image.DecompressionBombError:
         raise BadInputError(f"{path} is too large to be a photo; scale it down") from None
-    except OSError:
+    except _DAMAGE:
         raise BadInputError(
             f"{path} is not an image although its name says so; replace or remove it"
         ) from None
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Upright by its EXIF note; as stored where the note itself is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return ImageOps.exif_transpose(image)
+    except _DAMAGE:
+        # A picture damaged elsewhere fails again when it is decoded.
+        return image
 
 
 def _damaged(path: Path, error: Exception) -> BadInputError:
