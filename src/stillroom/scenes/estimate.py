@@ -21,7 +21,7 @@ from stillroom.scenes.rooms import Density, draw_rooms
 #: Seed of the rooms that the shipped table was estimated from; no world is made with it.
 ESTIMATE_SEED = 90_210
 #: How strongly weights are pulled to 0. Size depends on its names most, so its table is freest.
-SHRINK = {"size": 1.0, "contact": 5.0}
+SHRINK = {"size": 1.0, "contact": 5.0, "obj_appearance_order": 5.0}
 SHRINK_ELSEWHERE = 20.0
 _ROOMS_A_JOB = 25
 
