@@ -6,7 +6,7 @@ names alone must not tell whether two things touch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class Arranger:
         tallest: float = 1.1,
     ) -> bool:
         """On top of something, or of thing number ``support``."""
-        numbers = range(len(self.layout.placed)) if support is None else (support,)
+        numbers: Sequence[int] = (support,) if support is not None else self._standing()
         tops = [
             (number, top)
             for number in numbers
@@ -171,11 +171,14 @@ class Arranger:
         # The back, along y, is at the target.
         return self._push(item, target, angle + np.pi / 2, angle, 0.0)
 
+    def _standing(self) -> list[int]:
+        """Numbers of all that neither hangs nor lies flat on the floor."""
+        placed = self.layout.placed
+        return [k for k, place in enumerate(placed) if not (place.flat or place.hung)]
+
     def _target(self) -> int | None:
         """Something that stands, to push others against."""
-        standing = [
-            k for k, place in enumerate(self.layout.placed) if not (place.flat or place.hung)
-        ]
+        standing = self._standing()
         return standing[int(self.rng.integers(len(standing)))] if standing else None
 
     def _direction(self, yaw: float) -> float:

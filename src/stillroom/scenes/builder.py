@@ -188,8 +188,8 @@ Build = Callable[[Builder, float, float, float, np.random.Generator], None]
 class Kind:
     """How a kind is built and the ranges of its width, depth and height [m].
 
-    ``depth`` None: as deep as wide; ``height`` None: as high as wide. Ranges of different kinds overlap on purpose, so that a name
-    alone does not tell which of two things is bigger.
+    ``depth`` None: as deep as wide; ``height`` None: as high as wide. Ranges of different kinds
+    overlap on purpose, so that a name alone does not tell which of two things is bigger.
     """
 
     build: Build
