@@ -1,0 +1,224 @@
+"""A whole distillation on tiny scenes: it runs, resumes after kill -9, refuses what is foreign."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stillroom.distill.batches import Batches, items_by_scene
+from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
+from stillroom.distill.features import FeatureCache
+from stillroom.distill.run import distill
+from stillroom.engine.packing import IGNORE_INDEX
+from stillroom.records import BadInputError
+from stillroom.scenes.store import open_store
+from stillroom.students.encoders.vggt import VGGT
+from stillroom.students.encoders.vggt_config import mini_config
+from stillroom.students.encoders.vggt_load import save_vggt
+from stillroom.students.session import StudentAnswerer
+from stillroom.teachers.label import label_scenes
+from stillroom.teachers.label_store import open_labels
+from stillroom.testing import FixedTeacher, tiny_store
+from stillroom.text.tokenizer import load_tokenizer
+from stillroom.training.config import TrainConfig
+from stillroom.training.runlog import read_log
+
+TINY = DistillConfig(
+    train=TrainConfig(
+        steps=6, scenes_per_step=2, learning_rate=1e-2, evaluate_every=3, save_every=1, log_every=1
+    ),
+    student=StudentSizes(hidden_size=16, layers=1, heads=2, intermediate_size=32, vision_grid=2),
+    slots=SlotConfig(count=2),
+    questions_per_scene=4,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes, labels and a random encoder of the smallest size."""
+    home = tmp_path_factory.mktemp("world")
+    tiny_store(home / "scenes", scenes=8, splits=("train", "train", "train", "val"))
+    label_scenes(
+        home / "scenes",
+        FixedTeacher,
+        home / "labels",
+        teacher={"name": "fixed"},
+        signals=("answers", "topk_logits"),
+    )
+    torch.manual_seed(0)
+    encoder = VGGT(
+        mini_config(
+            width=16,
+            heads=2,
+            encoder_heads=2,
+            camera_heads=2,
+            encoder_depth=1,
+            image_size=28,
+            dpt_features=8,
+            dpt_channels=(4, 4, 4, 4),
+            point_head=False,
+            camera_head=False,
+        )
+    )
+    save_vggt(encoder, home / "encoder")
+    return home
+
+
+def run(world: Path, out: Path, config: DistillConfig = TINY) -> str:
+    return distill(
+        config,
+        scenes=world / "scenes",
+        labels=world / "labels",
+        out=out,
+        encoder=world / "encoder",
+    )
+
+
+def test_a_run_ends_with_a_student_that_answers(world: Path, tmp_path: Path) -> None:
+    assert "after 6 steps" in run(world, tmp_path / "run")
+    rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert set(rows[0]["terms"]) == {"text", "depth_ce", "depth_reg", "depth_kl"}
+    assert rows[-1]["terms"]["text"] < rows[0]["terms"]["text"]
+    store = open_store(world / "scenes")
+    scene = next(store.iter_scenes("val"))
+    questions = store.questions(scene.scene_id)
+    session = StudentAnswerer.from_folder(tmp_path / "run" / "student").open(scene)
+    said = session.answer(questions)
+    assert [answer.question_id for answer in said] == [q.question_id for q in questions]
+    depth = session.geometry().depth
+    assert depth is not None
+    assert depth.shape == (2, 28, 28)
+
+
+def test_the_encoder_does_not_change_and_everything_else_does(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "run")
+    short = replace(TINY, train=replace(TINY.train, steps=1, learning_rate=1e-12))
+    run(world, tmp_path / "start", short)
+    after = StudentAnswerer.from_folder(tmp_path / "run" / "student").student.state_dict()
+    before = StudentAnswerer.from_folder(tmp_path / "start" / "student").student.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert not {name for name in moved if name.startswith("encoder.")}
+    for part in ("connector.projector", "connector.depth_code", "slots", "depth_bins", "language"):
+        assert any(name.startswith(part) for name in moved), part
+
+
+def test_the_encoder_runs_once_per_scene(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(world, tmp_path / "run")
+
+    def explode(*_: object, **__: object) -> None:
+        raise AssertionError("the encoder ran again")
+
+    monkeypatch.setattr(VGGT, "encode", explode)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "run" / "features").rename(tmp_path / "again" / "features")
+    other = replace(TINY, train=replace(TINY.train, seed=1))
+    assert "after 6 steps" in run(world, tmp_path / "again", other)
+
+
+def test_other_settings_in_the_same_folder_are_refused(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "run")
+    before = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    with pytest.raises(BadInputError, match="other settings"):
+        run(world, tmp_path / "run", replace(TINY, mask="causal"))
+    assert before == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+
+
+def test_labels_of_other_scenes_are_refused(world: Path, tmp_path: Path) -> None:
+    other = tiny_store(tmp_path / "scenes", scenes=2, splits=("train", "val"))
+    # Same ids need the same seeds: these are scenes 0 and 1, split otherwise.
+    with pytest.raises(BadInputError, match="labels no scene"):
+        distill(
+            TINY,
+            scenes=other,
+            labels=world / "labels",
+            out=tmp_path / "run",
+            encoder=world / "encoder",
+        )
+
+
+def test_a_blind_run_sees_no_pictures(world: Path, tmp_path: Path) -> None:
+    blind = replace(TINY, vision=False)
+    run(world, tmp_path / "run", blind)
+    rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
+    assert set(rows[0]["terms"]) == {"text"}
+
+
+def test_without_depth_terms_only_text_is_left(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "run", replace(TINY, losses=LossConfig(depth=False)))
+    rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
+    assert set(rows[0]["terms"]) == {"text"}
+    assert set(rows[0]["weights"]) == {"text"}
+
+
+def test_teacher_logits_stand_at_the_labels(world: Path) -> None:
+    store, labels = open_store(world / "scenes"), open_labels(world / "labels")
+    ids = store.scene_ids("train")[:2]
+    questions = {scene_id: store.questions(scene_id) for scene_id in ids}
+    prompts = {q.question_id: q.question for asked in questions.values() for q in asked}
+    said = {scene_id: labels.labels(scene_id) for scene_id in ids}
+    items = items_by_scene(questions, said, prompts, load_tokenizer())
+    cache = FeatureCache(
+        scene_ids=tuple(ids),
+        tokens=np.zeros((2, 2, 4, 32), np.float16),
+        own_depth=np.ones((2, 2, 2, 2), np.float16),
+        true_depth=np.ones((2, 2, 2, 2), np.float16),
+    )
+    batch = Batches(TINY, cache, items, start_id=1).at(0, 0)
+    answers = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
+    assert batch.topk_ids is not None
+    # The fixed teacher's first candidate is its own answer.
+    assert torch.equal(batch.topk_ids[:, 0], answers)
+
+
+COMMAND = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import torch
+torch.set_num_threads(1)
+import test_distill_run as t
+config = replace(t.TINY, train=replace(t.TINY.train, steps=30, evaluate_every=10, save_every=4))
+t.run(Path(sys.argv[1]), Path(sys.argv[2]), config)
+"""
+
+
+def test_killed_at_five_moments_it_ends_with_the_same_loss(world: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", COMMAND, str(world)]
+    here = str(Path(__file__).parent)
+    subprocess.run([*command, str(tmp_path / "calm"), here], check=True)
+    log = tmp_path / "killed" / "log.jsonl"
+    seen = []
+    for rows_before in (3, 9, 15, 21, 27):
+        process = subprocess.Popen([*command, str(tmp_path / "killed"), here])
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if log.exists() and log.read_bytes().count(b"\n") >= rows_before:
+                break
+            time.sleep(0.001)
+        seen.append(log.read_bytes().count(b"\n"))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert seen[0] < 30, "the first kill came after the end"
+    subprocess.run([*command, str(tmp_path / "killed"), here], check=True)
+
+    def losses(folder: str) -> list[object]:
+        rows = read_log(tmp_path / folder / "log.jsonl")
+        return [(row["kind"], row["step"], row.get("loss"), row["metrics"]) for row in rows]
+
+    assert losses("killed") == losses("calm")
+    calm, killed = (
+        (tmp_path / name / "student" / "model.safetensors").read_bytes()
+        for name in ("calm", "killed")
+    )
+    assert calm == killed
