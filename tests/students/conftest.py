@@ -74,6 +74,12 @@ def tiny_rows(student: StillroomStudent, pairs: Any = PAIRS, *, scenes: int = 1)
     return stack_rows([row] * scenes, multiple_of=8)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tensors this small are faster on one core, and threads that wait take it from others."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def make_student() -> Callable[..., StillroomStudent]:
     return tiny_student
