@@ -1,67 +1,58 @@
-"""How likely each answer is given the names, estimated from many rooms: makes ``balance.json``.
+"""How likely each answer is given the names, estimated from made rooms: writes ``balance.json``.
 
-To be run again whenever the rooms change (``docs/world.md`` has the command).
+To be run again whenever the rooms change (``docs/world.md`` has the commands).
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+
+from stillroom.records import Scene
 from stillroom.scenes import families, vsi
 from stillroom.scenes.balance import Candidate, fit_balance
 from stillroom.scenes.facts import RoomFacts
-from stillroom.scenes.physics import surface_distances
-from stillroom.scenes.rooms import Density, draw_rooms
+from stillroom.scenes.questions import density_of
 
-#: Seed of the rooms that the shipped table was estimated from; no world is made with it.
-ESTIMATE_SEED = 90_210
-#: How strongly weights are pulled to 0. Size depends on its names most, so its table is freest.
+#: How strongly weights are pulled to 0: less where names tell most, or where cases are few.
 SHRINK = {"size": 1.0, "contact": 5.0, "obj_appearance_order": 5.0}
 SHRINK_ELSEWHERE = 20.0
-_ROOMS_A_JOB = 25
+#: Of one task so many cases of a room are enough: they are far from independent.
+MOST_A_ROOM = 60
+
+Tables = dict[str, dict[str, float]]
 
 
-def estimate_balance(
-    density: Density,
-    *,
-    rooms: int,
-    workers: int,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Tables "density/task" from that many rooms; the same for any number of ``workers``."""
+def estimate_balance(scenes: Iterable[Scene], *, rng: np.random.Generator) -> Tables:
+    """Tables "density/task" from rooms; some thousands of plain ones, hundreds of furnished."""
     found: dict[str, list[Candidate]] = defaultdict(list)
-    starts = range(0, rooms, _ROOMS_A_JOB)
-    job = partial(_room_candidates, density, rooms)
-    with get_context("spawn").Pool(workers) as pool:
-        for done, candidates in enumerate(pool.imap(job, starts), start=1):
-            for candidate in candidates:
-                found[candidate.task].append(candidate)
-            if progress is not None:
-                progress(min(done * _ROOMS_A_JOB, rooms))
+    for scene in scenes:
+        for candidate in _candidates(scene, rng):
+            found[f"{density_of(scene)}/{candidate.task}"].append(candidate)
     return {
-        f"{density}/{task}": fit_balance(found[task], shrink=SHRINK.get(task, SHRINK_ELSEWHERE))
-        for task in sorted(found)
+        name: fit_balance(cases, shrink=SHRINK.get(name.partition("/")[2], SHRINK_ELSEWHERE))
+        for name, cases in sorted(found.items())
     }
 
 
-def write_balance(tables: dict[str, dict[str, float]], path: Path) -> None:
-    """Put these tables into ``path`` in place of those of the same names; the rest stays."""
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    path.write_text(json.dumps(kept | tables, indent=0, sort_keys=True) + "\n")
+def write_balance(tables: Tables, path: Path | None = None) -> Path:
+    """Put these tables in place of those of the same names, in the shipped file if none is given."""
+    where = Path(str(files("stillroom.scenes"))) / "balance.json" if path is None else path
+    kept = json.loads(where.read_text()) if where.is_file() else {}
+    where.write_text(json.dumps(kept | tables, indent=0, sort_keys=True) + "\n")
+    return where
 
 
-def _room_candidates(density: Density, rooms: int, start: int) -> list[Candidate]:
-    stop = min(start + _ROOMS_A_JOB, rooms)
-    return [c for index in range(start, stop) for c in _candidates(density, index)]
+def _candidates(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    """What could be asked about the room where names may tell something of the answer."""
+    from stillroom.scenes.physics import surface_distances
 
-
-def _candidates(density: Density, index: int) -> Iterator[Candidate]:
-    scene, rng = next(draw_rooms(ESTIMATE_SEED, index, density=density, split="train"))
     facts = RoomFacts(scene=scene, distance=surface_distances(scene.objects))
     for make in (*families.MAKERS.values(), *vsi.MAKERS.values()):
-        yield from (c for c in make(facts, rng=rng) if any(c.keys))
+        candidates = [c for c in make(facts, rng=rng) if any(c.keys)]
+        yield from candidates[:MOST_A_ROOM]

@@ -172,10 +172,15 @@ def size_estimation(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candi
 
 
 def room_size(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
-    """Floor area in square metres."""
-    if facts.scene.room_size is None:
+    """Floor area in square metres, of rooms that are rectangles."""
+    if facts.scene.room_size is None or not _rectangular(facts):
         return []
     return [_number("room_size_estimation", (), float(np.prod(facts.scene.room_size[:2])))]
+
+
+def _rectangular(facts: RoomFacts) -> bool:
+    # Rooms of split "shifted" may lack a corner that ``room_size`` knows nothing of.
+    return facts.scene.split != "shifted"
 
 
 def _number(task: str, ids: tuple[int, ...], value: float) -> Candidate:
@@ -236,6 +241,8 @@ def _order(
 
 def route(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
     """One turn between two free straight ways: from A to B, then to C."""
+    if not _rectangular(facts):
+        return []
     found = []
     for (a, b, c), _ in _standings(facts, rng):
         start, corner, goal = (facts.center[i, :2] for i in (a, b, c))
