@@ -20,22 +20,22 @@ from stillroom.scenes.solids import from_parts
 
 @cache
 def plain() -> tuple[Scene, ...]:
-    return tuple(make_room(5, index) for index in range(6))
+    return tuple(make_room(5, index) for index in range(5))
 
 
 @cache
 def furnished() -> tuple[Scene, ...]:
-    return tuple(make_room(5, index, density="furnished") for index in range(2))
+    return (make_room(5, 0, density="furnished"),)
 
 
 @cache
 def shifted() -> tuple[Scene, ...]:
-    return tuple(make_room(5, index, split="shifted") for index in range(2))
+    return (make_room(5, 0, split="shifted"),)
 
 
 @pytest.fixture(
     params=[
-        (rooms, k) for rooms, n in ((plain, 4), (furnished, 2), (shifted, 2)) for k in range(n)
+        (rooms, k) for rooms, n in ((plain, 3), (furnished, 1), (shifted, 1)) for k in range(n)
     ],
     ids=lambda param: f"{param[0].__name__}{param[1]}",
 )
@@ -48,7 +48,7 @@ def test_a_room_is_drawn_from_seed_and_number_alone() -> None:
     again = make_room(5, 3)
     assert again.scene_id == plain()[3].scene_id
     np.testing.assert_array_equal(again.views[0].rgb, plain()[3].views[0].rgb)
-    assert len({room.scene_id for room in (*plain(), *shifted())}) == 8
+    assert len({room.scene_id for room in (*plain(), *shifted())}) == 6
     assert make_room(6, 3).scene_id != plain()[3].scene_id
 
 
@@ -62,7 +62,7 @@ def test_the_next_draw_for_the_same_place_is_another_room() -> None:
 def test_splits_go_by_number_unless_one_is_named() -> None:
     splits = [split_of(index) for index in range(20)]
     assert [splits.count(name) for name in ("train", "val", "test")] == [14, 2, 4]
-    assert plain()[5].split == "train"
+    assert plain()[4].split == "train"
     assert shifted()[0].split == "shifted"
 
 
@@ -191,7 +191,7 @@ def test_touching_and_near_pairs_are_both_common() -> None:
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_every_kind_fills_the_box_it_was_asked_to_fill(category: str) -> None:
     rng = np.random.default_rng(0)
-    for _ in range(12):
+    for _ in range(5):
         size = furniture.draw_size(category, rng)
         item = furniture.build(category, size, "red", "plain", rng)
         assert (np.array(item.size) <= 1.21 * np.array(size) + 0.03).all()
@@ -216,7 +216,7 @@ def test_sizes_of_kinds_overlap_so_that_names_do_not_tell_which_is_bigger() -> N
     def volumes(category: str) -> np.ndarray:
         items = [
             furniture.build(category, furniture.draw_size(category, rng), "red", "plain", rng)
-            for _ in range(60)
+            for _ in range(30)
         ]
         return np.array([np.prod(item.size) for item in items])
 
