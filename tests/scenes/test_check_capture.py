@@ -146,6 +146,12 @@ def test_the_sentence_on_inverted_poses_is_the_one_promised(capture: Scene) -> N
     )
 
 
+def test_the_sentence_on_another_size_names_both(capture: Scene) -> None:
+    (fault,) = check_views(spoilt(capture, intrinsics_times(0.5, 0.5, 0.5))).faults
+    assert "fits about 3" in fault
+    assert fault.endswith("the pictures have 640x480")
+
+
 def test_poses_of_other_frames_agree_with_nothing_and_no_convention_is_blamed(
     capture: Scene,
 ) -> None:

@@ -32,8 +32,8 @@ MAX_TURN_DEG = 60.0
 ROOM_DEPTH = (0.2, 10.0)
 #: Undoing a mistake must leave at most this share of the disagreement.
 BETTER = 0.6
-#: Points carried from each view, about.
-POINTS = 1200
+#: Points carried from each view, and pixels of the view they are looked up in, about.
+POINTS, LOOKED_UP = 1200, 80_000
 #: Views compared of a long capture: so many stretches of so many views each.
 STRETCHES, STRETCH = 4, 4
 
@@ -70,6 +70,8 @@ class _Camera:
     depth: Float[np.ndarray, "h w"]
     intrinsics: Float[np.ndarray, "3 3"]
     c2w: Float[np.ndarray, "4 4"]
+    # Pixels of the view to one of these, each way.
+    stride: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,7 @@ def check_views(scene: Scene) -> CaptureReport:
 def _cameras(views: Sequence[View]) -> list[_Camera]:
     """The posed views with depth; of a long capture a few stretches of neighbours."""
     whole = [
-        _Camera(depth=_metres(view), intrinsics=view.intrinsics, c2w=view.c2w)
+        _thinned(_Camera(depth=_metres(view), intrinsics=view.intrinsics, c2w=view.c2w), LOOKED_UP)
         for view in views
         if view.depth_valid.any() and view.intrinsics is not None and view.c2w is not None
     ]
@@ -140,12 +142,17 @@ def _median_depth(cameras: Sequence[_Camera]) -> float:
     return float(np.median([np.median(camera.depth[camera.depth > 0]) for camera in cameras]))
 
 
-def _thinned(camera: _Camera) -> _Camera:
-    """Every so-many-th pixel, each still seen where its centre was."""
-    stride = max(1, round(np.sqrt(camera.depth.size / POINTS)))
+def _thinned(camera: _Camera, pixels: int) -> _Camera:
+    """Every so-many-th pixel, about ``pixels`` in all, each still seen where its centre was."""
+    stride = max(1, round(np.sqrt(camera.depth.size / pixels)))
     k = camera.intrinsics / np.array([stride, stride, 1.0])[:, None]
     k[:2, 2] += 0.5 - 0.5 / stride
-    return replace(camera, depth=camera.depth[::stride, ::stride], intrinsics=k)
+    return _Camera(
+        depth=camera.depth[::stride, ::stride],
+        intrinsics=k,
+        c2w=camera.c2w,
+        stride=camera.stride * stride,
+    )
 
 
 def _agreement(cameras: Sequence[_Camera]) -> _Agreement:
@@ -156,7 +163,7 @@ def _agreement(cameras: Sequence[_Camera]) -> _Agreement:
     for source, target in _ordered_pairs(cameras):
         if source.c2w[:3, 2] @ target.c2w[:3, 2] < turn:
             continue
-        thin = _thinned(source)
+        thin = _thinned(source, POINTS)
         found = reproject(
             thin.depth, thin.intrinsics, thin.c2w, target.depth, target.intrinsics, target.c2w
         )
@@ -272,8 +279,8 @@ def _undo_resolution(camera: _Camera) -> _Camera:
 
 
 def _resolution_sentence(camera: _Camera) -> str:
-    height, width = camera.depth.shape
-    x, y = 2 * camera.intrinsics[:2, 2]
+    height, width = (side * camera.stride for side in camera.depth.shape)
+    x, y = 2 * camera.stride * camera.intrinsics[:2, 2]
     return (
         f"{RESOLUTION}: their centre fits about {x:.0f}x{y:.0f} pixels, the pictures have "
         f"{width}x{height}"

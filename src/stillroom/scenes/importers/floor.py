@@ -25,8 +25,11 @@ def surface_patches(
     if view.depth is None or view.intrinsics is None or view.c2w is None:
         return np.zeros((0, 3)), np.zeros((0, 3))
     stride = max(1, min(view.depth.shape) // 80)
-    points = unproject(view.depth.astype(np.float64), view.intrinsics)[::stride, ::stride]
-    known = (view.depth_valid)[::stride, ::stride]
+    # Every so-many-th pixel, each seen where its centre was.
+    k = view.intrinsics / np.array([stride, stride, 1.0])[:, None]
+    k[:2, 2] += 0.5 - 0.5 / stride
+    known = view.depth_valid[::stride, ::stride]
+    points = unproject(np.where(known, view.depth[::stride, ::stride], 0.0), k)
     reach = max(1, STEP // stride)
     here, right, down = points[:-reach, :-reach], points[:-reach, reach:], points[reach:, :-reach]
     whole = known[:-reach, :-reach] & known[:-reach, reach:] & known[reach:, :-reach]

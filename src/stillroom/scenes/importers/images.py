@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps
+from scipy.ndimage import map_coordinates
 
 from stillroom.geometry.cameras import pixel_centers, project, rays
 from stillroom.geometry.poses import is_rigid, transform
@@ -183,20 +185,32 @@ def undistort(
     ``coefficients`` are k1, k2, p1, p2, k3 of the Brown-Conrady model, as OpenCV orders them.
     Colour is interpolated, depth takes the nearest pixel; what was not seen is black and 0.
     """
-    k1, k2, p1, p2, k3 = coefficients
-    x, y, _ = np.moveaxis(rays(pixel_centers(*rgb.shape[:2]), intrinsics), -1, 0)
-    r2 = x * x + y * y
-    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
-    bent = np.stack(
-        [
-            x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x),
-            y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y,
-        ],
-        axis=-1,
-    )
-    pixels = bent * intrinsics[[0, 1], [0, 1]] + intrinsics[:2, 2]
+    height, width = rgb.shape[:2]
+    fx, fy, (cx, cy) = intrinsics[0, 0], intrinsics[1, 1], intrinsics[:2, 2]
+    pixels = _bent(float(fx), float(fy), float(cx), float(cy), coefficients, height, width)
     straight = None if depth is None else sample_nearest(depth, pixels)
     return sample_bilinear(rgb, pixels), straight
+
+
+@lru_cache(maxsize=1)
+def _bent(
+    fx: float,
+    fy: float,
+    cx: float,
+    cy: float,
+    coefficients: tuple[float, ...],
+    height: int,
+    width: int,
+) -> Float[np.ndarray, "h w 2"]:
+    """Where each pixel of the pinhole lies in the distorted picture; one camera has many frames."""
+    k1, k2, p1, p2, k3 = coefficients
+    x = ((np.arange(width) + 0.5 - cx) / fx)[None, :]
+    y = ((np.arange(height) + 0.5 - cy) / fy)[:, None]
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+    bent_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    bent_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    return np.stack([bent_x * fx + cx, bent_y * fy + cy], axis=-1)
 
 
 def colour_on_depth_pixels(
@@ -242,13 +256,10 @@ def sample_bilinear(
     x, y = np.moveaxis(pixels, -1, 0)
     inside = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
     # Between the outermost centres and the border the nearest pixel goes on.
-    place = np.where(inside[..., None], pixels - 0.5, 0.0)
-    place = np.clip(place, 0.0, [width - 1.0, height - 1.0])
-    low = np.floor(place).astype(int)
-    high = np.minimum(low + 1, [width - 1, height - 1])
-    right, down = np.moveaxis((place - low).astype(np.float32), -1, 0)[..., None]
-    (x0, y0), (x1, y1) = np.moveaxis(low, -1, 0), np.moveaxis(high, -1, 0)
-    top = image[y0, x0] * (1 - right) + image[y0, x1] * right
-    bottom = image[y1, x0] * (1 - right) + image[y1, x1] * right
-    mixed = np.rint(top * (1 - down) + bottom * down).astype(np.uint8)
+    place = np.stack([y - 0.5, x - 0.5])
+    channels = [
+        map_coordinates(image[..., channel], place, order=1, mode="nearest", output=np.float32)
+        for channel in range(3)
+    ]
+    mixed = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
     return np.where(inside[..., None], mixed, np.uint8(0))
