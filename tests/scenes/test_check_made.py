@@ -27,12 +27,12 @@ def test_right_questions_pass_in_all_splits(hand_made_facts: RoomFacts) -> None:
     for split in ("train", "shifted"):
         scene = replace(hand_made_facts.scene, split=split)
         facts = RoomFacts(scene=scene, distance=hand_made_facts.distance)
-        for seed in range(3):
+        for seed in range(2):
             assert check_facts(facts, asked(facts, seed)) == []
 
 
 def test_all_vsi_tasks_of_the_room_are_checked(hand_made_facts: RoomFacts) -> None:
-    seen = {q.family for seed in range(8) for q in asked(hand_made_facts, seed)}
+    seen = {q.family for seed in range(5) for q in asked(hand_made_facts, seed)}
     assert len(seen & set(VSI_WORDING)) >= 8
 
 

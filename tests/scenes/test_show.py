@@ -36,13 +36,11 @@ def test_a_made_room_fills_its_sheet_with_photos_plan_and_questions(
         assert (part < 230).any(axis=2).mean() > least
     said = {question.question_id: "nonsense" for question in questions}
     told = np.asarray(contact_sheet(scene, questions, predictions=said))
-    assert told.shape == plain.shape
-    assert (told != plain).any()
-
-
-def test_the_same_scene_is_drawn_the_same(hand_made_room: Scene) -> None:
-    first, second = (np.asarray(contact_sheet(hand_made_room, [])) for _ in range(2))
-    assert (first == second).all()
+    # Only the quarter with the questions differs.
+    differs = (told != plain).any(axis=2)
+    assert differs[half:, middle:].any()
+    assert not differs[:half].any()
+    assert not differs[:, : middle - 100].any()
 
 
 def test_a_capture_without_objects_is_shown_with_its_cameras(hand_made_room: Scene) -> None:

@@ -41,7 +41,7 @@ def estimate_balance(scenes: Iterable[Scene], *, rng: np.random.Generator) -> Ta
 
 
 def write_balance(tables: Tables, path: Path | None = None) -> Path:
-    """Put these tables in place of those of the same names, in the shipped file if none is given."""
+    """Put these tables in place of those of the same names; by default in the shipped file."""
     where = Path(str(files("stillroom.scenes"))) / "balance.json" if path is None else path
     kept = json.loads(where.read_text()) if where.is_file() else {}
     where.write_text(json.dumps(kept | tables, indent=0, sort_keys=True) + "\n")
