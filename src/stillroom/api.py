@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillroom.records import BadInputError, Question, Scene, Signal, asked
+from stillroom.records import BadInputError, Question, Scene, Signal, Split, asked
 
 if TYPE_CHECKING:
     from stillroom.distill.config import DistillConfig
-    from stillroom.distill.pretrain import PretrainConfig
+    from stillroom.distill.pretrain_config import PretrainConfig
+    from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
     from stillroom.teachers.teach import TeachConfig
 
@@ -35,7 +36,7 @@ def make_scenes(
     seed: int,
     density: Literal["plain", "furnished"] = "plain",
     questions: int = 24,
-    split: str | None = None,
+    split: Split | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> bool:
@@ -54,7 +55,7 @@ def make_scenes(
     )
 
 
-def import_scenes(source: Path, *, out: Path, layout: str = "auto") -> list[str]:
+def import_scenes(source: Path, *, out: Path, layout: Layout = "auto") -> list[str]:
     """Read a capture into a store at ``out``; notes on what was taken and what was left."""
     from stillroom.scenes import importers
 

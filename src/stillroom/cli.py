@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.conf import Positional
 
 from stillroom import __version__
 from stillroom.records import BadInputError
@@ -146,7 +147,6 @@ def _say(text: str) -> None:
 
 # Options of the verbs: the comment above a field is its help text. ------------------------------
 
-Word = tyro.conf.Positional
 ModelName = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 Photos = Annotated[Path, tyro.conf.arg(metavar="PHOTOS")]
 Text = Annotated[str, tyro.conf.arg(metavar="QUESTION")]
@@ -193,7 +193,9 @@ def scenes_make(words: Sequence[str]) -> int:
 def scenes_import(words: Sequence[str]) -> int:
     """Import a capture."""
 
-    def options(source: Word[Folder], /, *, out: Path, layout: Layout = "auto") -> dict[str, Any]:
+    def options(
+        source: Positional[Folder], /, *, out: Path, layout: Layout = "auto"
+    ) -> dict[str, Any]:
         """Read a capture (posed RGB-D or plain photos) into a scene store.
 
         Args:
@@ -213,7 +215,7 @@ def scenes_import(words: Sequence[str]) -> int:
 def scenes_check(words: Sequence[str]) -> int:
     """Check a store or a capture."""
 
-    def options(path: Word[Folder], /, *, json: bool = False) -> dict[str, Any]:
+    def options(path: Positional[Folder], /, *, json: bool = False) -> dict[str, Any]:
         """Do poses, intrinsics and depth agree, and does geometry give the stored answers?
 
         Args:
@@ -235,7 +237,7 @@ def scenes_show(words: Sequence[str]) -> int:
     """Draw a contact sheet."""
 
     def options(
-        path: Word[Folder], /, *, scene: str = "0", out: Path = Path("contact_sheet.png")
+        path: Positional[Folder], /, *, scene: str = "0", out: Path = Path("contact_sheet.png")
     ) -> dict[str, Any]:
         """Draw views, depth, boxes, plan and three questions of one scene.
 
@@ -309,14 +311,14 @@ def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> in
     from stillroom import api
 
     logging.getLogger("stillroom").setLevel(logging.INFO)
-    run = {
+    runs: dict[str, Callable[..., str]] = {
         "pretrain-encoder": api.pretrain_encoder,
         "teach": api.teach,
         "distill": api.distill,
-    }[verb]
+    }
     folders = {name: getattr(options, name) for name in extra}
     with _bar(verb) as progress:
-        _say(run(options.config, **folders, progress=progress))
+        _say(runs[verb](options.config, **folders, progress=progress))
     return 0
 
 
@@ -324,7 +326,7 @@ def label(words: Sequence[str]) -> int:
     """Label scenes with a teacher."""
 
     def options(
-        scenes: Word[Folder],
+        scenes: Positional[Folder],
         /,
         *,
         teacher: str,
@@ -355,7 +357,9 @@ def label(words: Sequence[str]) -> int:
 def labels(words: Sequence[str]) -> int:
     """Look into a label store."""
 
-    def options(action: Word[Literal["status", "verify"]], path: Word[Folder], /) -> dict[str, Any]:
+    def options(
+        action: Positional[Literal["status", "verify"]], path: Positional[Folder], /
+    ) -> dict[str, Any]:
         """Say what a label store holds, or whether every byte of it is as written.
 
         Args:
@@ -376,8 +380,8 @@ def evaluate(words: Sequence[str]) -> int:
     """Score a model."""
 
     def options(
-        model: Word[ModelName],
-        scenes: Word[Folder],
+        model: Positional[ModelName],
+        scenes: Positional[Folder],
         /,
         *,
         out: Path,
@@ -422,7 +426,12 @@ def ask(words: Sequence[str]) -> int:
     """Ask about photos."""
 
     def options(
-        model: Word[ModelName], photos: Word[Photos], question: Word[Text], /, *, json: bool = False
+        model: Positional[ModelName],
+        photos: Positional[Photos],
+        question: Positional[Text],
+        /,
+        *,
+        json: bool = False,
     ) -> dict[str, Any]:
         """Ask a model one question about a folder of photos or a capture.
 
@@ -451,7 +460,7 @@ def params(words: Sequence[str]) -> int:
     if words and not words[0].startswith("-") and words[0] not in known:
         raise BadInputError(_unknown("recipe", words[0], known))
 
-    def options(recipe: Word[RecipeName], /, *, json: bool = False) -> dict[str, Any]:
+    def options(recipe: Positional[RecipeName], /, *, json: bool = False) -> dict[str, Any]:
         """Parameters of a recipe's student by part, counted without allocating.
 
         Args:
@@ -473,7 +482,7 @@ def verify(words: Sequence[str]) -> int:
     """Compare a port with recorded outputs."""
 
     def options(
-        fixtures: Word[tuple[Path, ...]],
+        fixtures: Positional[tuple[Path, ...]],
         /,
         *,
         kind: Literal["llava3d", "vggt"] | None = None,

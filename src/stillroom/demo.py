@@ -12,10 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom import api, recipes, registry
-from stillroom.records import BadInputError, Question
+from stillroom.records import Answerer, BadInputError, Question
+from stillroom.scenes.store import SceneStore
+
+if TYPE_CHECKING:
+    from stillroom.distill.config import DistillConfig
+    from stillroom.evaluate.report_sections import Capture
 
 #: Rooms of the demo and their seed: far from those that the shipped models were trained on.
 ROOMS, SEED = 1500, 2026
@@ -133,7 +138,7 @@ def _evaluate(out: Path, console: _Console, progress: Callable[[int, int], None]
     )
 
 
-def _capture(out: Path, config: Any) -> dict[str, Any]:
+def _capture(out: Path, config: DistillConfig) -> Capture:
     """Import, check, label, distil on and ask about the committed capture."""
     from stillroom.scenes.capture_questions import capture_questions
     from stillroom.scenes.importers import import_capture, write_import
@@ -184,7 +189,7 @@ def _capture(out: Path, config: Any) -> dict[str, Any]:
     }
 
 
-def _finish(out: Path, results: dict[str, Any], capture: dict[str, Any], console: _Console) -> None:
+def _finish(out: Path, results: dict[str, Any], capture: Capture, console: _Console) -> None:
     from stillroom.evaluate.report import print_table, write_report
     from stillroom.scenes.store import open_store
 
@@ -193,15 +198,26 @@ def _finish(out: Path, results: dict[str, Any], capture: dict[str, Any], console
         "seconds": round(time.monotonic() - console.began, 1),
     }
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    store = open_store(out / "rooms")
+    student = registry.answerer(str(out / "distill" / "student"), store, split="test")
+    _picture(out, store, student)
     report = write_report(
         results,
         out=out,
-        store=open_store(out / "rooms"),
+        store=store,
         log=out / "distill" / "log.jsonl",
-        student=lambda: registry.answerer(
-            str(out / "distill" / "student"), open_store(out / "rooms"), split="test"
-        ),
+        student=lambda: student,
         capture=capture,
     )
     print_table(results)
-    sys.stdout.write(f"{out / 'results.json'}\nreport: {report}\n")
+    sys.stdout.write(f"{out / 'picture.png'}\n{out / 'results.json'}\nreport: {report}\n")
+
+
+def _picture(out: Path, store: SceneStore, student: Answerer) -> None:
+    """The contact sheet of the first test room, with the student's answers beside the truth."""
+    from stillroom.scenes.show import contact_sheet
+
+    scene = store.scene(store.scene_ids("test")[0])
+    questions = store.questions(scene.scene_id)
+    said = {answer.question_id: answer.text for answer in student.open(scene).answer(questions)}
+    contact_sheet(scene, questions, predictions=said).save(out / "picture.png")

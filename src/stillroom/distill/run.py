@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.text.prompts import prompt_text
 from stillroom.training.handed import Progress as StepProgress
 from stillroom.training.loop import train
+from stillroom.training.runlog import open_run
 
 Progress = Callable[[int, int], None]
 
@@ -55,6 +57,15 @@ def distill(
         "val": _labelled(store, taught, config.validation_split)[: config.validation_scenes],
     }
     every = list(dict.fromkeys(ids["train"] + ids["val"]))
+    settings = {
+        "verb": "distill",
+        "config": asdict(config),
+        "encoder": revision,
+        "labels": taught.settings,
+        "scenes": content_hash(every),
+    }
+    # Refuse a foreign folder before anything is computed or written.
+    open_run(out, config=config.train, settings=settings)
     features = cache_features(student, processor, store, every, out / "features", encoder=revision)
     training, held_out = (
         _batches(config, features, store, taught, ids[name], processor) for name in ("train", "val")
@@ -75,13 +86,7 @@ def distill(
         evaluate=lambda: _evaluate(student, held_out, config),
         best_by="answer_ce",
         out=out,
-        settings={
-            "verb": "distill",
-            "config": asdict(config),
-            "encoder": revision,
-            "labels": taught.settings,
-            "scenes": content_hash(every),
-        },
+        settings=settings,
         progress=None if progress is None else _steps(progress),
     )
     save_student(student, processor, out / "student")
@@ -91,11 +96,8 @@ def distill(
 
 def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
     """Write a student's checkpoint in bf16 with its processor, as the Auto classes read it."""
-    kept = {name: value.detach().clone() for name, value in student.state_dict().items()}
-    student.to(torch.bfloat16)
-    student.save_pretrained(folder)
-    student.to(torch.float32)
-    student.load_state_dict(kept)
+    rounded = copy.deepcopy(student).bfloat16()
+    rounded.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
@@ -142,11 +144,11 @@ def _evaluate(
         rows = batches.rows[start : start + SCENES_PER_EVALUATION]
         batch = batches.batch(rows, [batches.items[scene_id] for scene_id in chosen])
         losses = distill_step(student, batch, config.losses)
-        for name, value in {**losses.terms, **losses.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        for name, value in count_labelled(batch).items():
-            counts[name] = counts.get(name, 0.0) + value
-    return {name: value / counts[name] for name, value in sums.items() if counts[name]}
+        for name, total in {**losses.terms, **losses.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + float(total)
+        for name, count in count_labelled(batch).items():
+            counts[name] = counts.get(name, 0.0) + count
+    return {name: total / counts[name] for name, total in sums.items() if counts[name]}
 
 
 def _revision(student: StillroomStudent) -> str:

@@ -280,8 +280,9 @@ def _view_row(view: View) -> dict[str, Any]:
         "c2w": _numbers(view.c2w),
     }
     if view.depth is not None:
-        unit = 0.00025 if float(view.depth.max(initial=0.0)) < 16.0 else 0.001
-        counts = np.clip(np.rint(np.where(view.depth_valid, view.depth, 0.0) / unit), 0, 65535)
+        metres = np.where(view.depth_valid, view.depth, 0.0)
+        unit = 0.00025 if float(metres.max(initial=0.0)) < 16.0 else 0.001
+        counts = np.clip(np.rint(metres / unit), 0, 65535)
         row |= {"depth": _png(counts.astype(np.uint16)), "depth_unit_m": unit}
     if view.instances is not None:
         row["instances"] = _png(view.instances.astype(np.uint16))

@@ -29,7 +29,7 @@ from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.teachers.llava3d import LLaVA3D
 from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
-from stillroom.teachers.llava3d_load import save_llava3d
+from stillroom.teachers.llava3d_load import load_llava3d, save_llava3d
 from stillroom.teachers.preprocess import normalise, whole_pixel_intrinsics
 from stillroom.teachers.sampling import choose_questions
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
@@ -58,6 +58,8 @@ class TeacherSizes:
     layers: int = 6
     heads: int = 5
     intermediate_size: int = 432
+    # One matrix for token embedding and output: names are copied into answers sooner.
+    tie_embeddings: bool = True
     # Edge of a voxel in metres.
     voxel_size: float = 0.25
     # Views of a scene.
@@ -80,6 +82,8 @@ class TeachConfig:
     object_weight: float = 1.0
     # At most so many validation scenes per evaluation.
     validation_scenes: int = 100
+    # Go on from this teacher's checkpoint instead of from scratch; empty is from scratch.
+    start_from: str = ""
 
     def llava3d(self, tokenizer: Tokenizer) -> LLaVA3DConfig:
         """The same in the layout of the release."""
@@ -92,6 +96,7 @@ class TeachConfig:
             num_key_value_heads=size.heads,
             vocab_size=tokenizer.vocab_size,
             max_position_embeddings=2048,
+            tie_word_embeddings=size.tie_embeddings,
             clip=ClipSize(
                 hidden_size=size.clip_width,
                 num_hidden_layers=size.clip_layers,
@@ -281,6 +286,9 @@ def teach(
     held_out = _rows(config, validation or scenes, "val", tokenizer, out)
     torch.manual_seed(config.train.seed)
     model = Teaching(config.llava3d(tokenizer))
+    _draw_language_model(model.teacher)
+    if config.start_from:
+        _take_over(model.teacher, config.start_from)
     result = train(
         config=config.train,
         model=model,
@@ -300,6 +308,32 @@ def teach(
     save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
     return f"{out / 'teacher'} after {result.steps} steps, best at {result.best_step}: {shown}"
+
+
+@torch.no_grad()
+def _draw_language_model(teacher: LLaVA3D) -> None:
+    """Start values of unit gain at this width; Llama's own 0.02 leaves a narrow model asleep."""
+    own = {id(p) for p in teacher.model.embed_tokens.parameters()}
+    own |= {id(p) for p in teacher.model.layers.parameters()}
+    own |= {id(p) for p in teacher.lm_head.parameters()}
+    for parameter in teacher.parameters():
+        if id(parameter) in own and parameter.dim() == 2:
+            parameter.normal_(std=teacher.settings.hidden_size**-0.5)
+
+
+def _take_over(teacher: LLaVA3D, where: str) -> None:
+    """Put another teacher's weights into this one; an output matrix that is tied is left out."""
+    given = load_llava3d(where, dtype=torch.float32).state_dict()
+    own = teacher.state_dict()
+    strange = [name for name in own if name not in given or own[name].shape != given[name].shape]
+    if strange:
+        raise BadInputError(
+            f"{where} is a teacher of other sizes: {strange[0]} and {len(strange) - 1} more do not "
+            "fit; set --sizes to its own"
+        )
+    if teacher.settings.tie_word_embeddings:
+        given["lm_head.weight"] = given["model.embed_tokens.weight"]
+    teacher.load_state_dict({name: given[name] for name in own})
 
 
 def _rows(config: TeachConfig, scenes: Path, split: str, tokenizer: Tokenizer, out: Path) -> _Rows:
