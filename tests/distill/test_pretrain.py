@@ -340,6 +340,15 @@ def test_another_setting_is_refused_and_nothing_touched(store: Path, tmp_path: P
     assert (out / "encoder" / "model.safetensors").read_bytes() == before
 
 
+def test_a_store_without_validation_scenes_is_refused_before_the_folder_is_taken(
+    tmp_path: Path,
+) -> None:
+    store = tiny_store(tmp_path / "store", scenes=2, splits=("train",))
+    with pytest.raises(BadInputError, match="no scene of the split 'val'"):
+        pretrain_encoder(tiny_config(), scenes=store, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -119,6 +119,13 @@ def pretrain_encoder(
             holds another run.
     """
     store = open_store(scenes)
+    for split in (config.train_split, config.validation_split):
+        # Before the folder is taken by this run.
+        if not store.scene_ids(split):
+            raise BadInputError(
+                f"{scenes} holds no scene of the split {split!r}, which this run needs; "
+                "choose another store, or other splits in the recipe"
+            )
     settings = {
         "kind": "pretrain-encoder",
         "config": {k: v for k, v in asdict(config).items() if k != "train"},

@@ -53,7 +53,7 @@ class PretrainConfig:
     # Round, counted from 0, whose patch tokens the object head reads: the student's.
     feature_round: int = 3
     # Views per scene whose depth and points are computed and scored; all are attended to.
-    dense_views: int = 2
+    dense_views: int = 1
     # Chance that a scene is seen in a mirror.
     mirror: float = 0.5
     # Chance that the views of a scene are shuffled, so that another camera sets the frame.
