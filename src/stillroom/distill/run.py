@@ -13,13 +13,14 @@ from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache, cache_features
-from stillroom.distill.step import count_labelled, distill_step, term_names
+from stillroom.distill.step import count_labelled, distill_step, term_names, tokens_right
 from stillroom.distill.weighting import BoundedUncertainty, StaticWeights
 from stillroom.records import BadInputError, content_hash
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
+from stillroom.teachers.sampling import right_by_family
 from stillroom.text.prompts import prompt_text
 from stillroom.training.handed import Progress as StepProgress
 from stillroom.training.loop import train
@@ -134,20 +135,30 @@ def _batches(
 def _evaluate(
     student: StillroomStudent, batches: Batches, config: DistillConfig
 ) -> dict[str, float]:
-    """Mean of every term over the held-out scenes, every question of each."""
+    """Mean of every term over the held-out scenes, and the share of answers right by family.
+
+    Right means as the teacher said it, token for token, each token given the ones before it.
+    """
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
+    right: dict[str, list[bool]] = {}
     ids = batches.scene_ids
     for start in range(0, len(ids), SCENES_PER_EVALUATION):
         chosen = ids[start : start + SCENES_PER_EVALUATION]
         rows = batches.rows[start : start + SCENES_PER_EVALUATION]
-        batch = batches.batch(rows, [batches.items[scene_id] for scene_id in chosen])
+        asked = [batches.items[scene_id] for scene_id in chosen]
+        batch = batches.batch(rows, asked)
+        answers = [(item.question.family, len(item.answer_ids)) for row in asked for item in row]
+        for family, values in right_by_family(tokens_right(student, batch), answers).items():
+            right.setdefault(family, []).extend(values)
         losses = distill_step(student, batch, config.losses)
         for name, total in {**losses.terms, **losses.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(total)
         for name, count in count_labelled(batch).items():
             counts[name] = counts.get(name, 0.0) + count
-    return {name: total / counts[name] for name, total in sums.items() if counts[name]}
+    means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
+    shares = {f"right.{name}": sum(values) / len(values) for name, values in right.items()}
+    return means | {name: shares[name] for name in sorted(shares)}
 
 
 def _revision(student: StillroomStudent) -> str:

@@ -55,6 +55,16 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
     return StepLosses(terms=terms, metrics={"answer_ce": answer_ce})
 
 
+@torch.no_grad()
+def tokens_right(student: StillroomStudent, batch: Batch) -> list[bool]:
+    """Whether the student would have said each answer token, given the ones before it."""
+    features = VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
+    logits = student.forward_packed(student.vision_tokens(features), batch.packed)
+    labels = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
+    right: list[bool] = (logits.argmax(dim=-1) == labels).tolist()
+    return right
+
+
 def count_labelled(batch: Batch) -> dict[str, float]:
     """Labelled positions of every term, from the labels alone."""
     answers = float((batch.packed.labels != IGNORE_INDEX).sum())

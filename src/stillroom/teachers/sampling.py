@@ -1,8 +1,8 @@
-"""Which questions of a scene join a training step: a pure function of (seed, step, scene)."""
+"""Which questions of a scene join a training step, and which of them a model got right."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -33,3 +33,18 @@ def choose_questions(
     if room > 0:
         chosen += [core[i] for i in rng.choice(len(core), size=room, replace=False)]
     return sorted(chosen)
+
+
+def right_by_family(
+    token_right: Sequence[bool], answers: Iterable[tuple[str, int]]
+) -> dict[str, list[bool]]:
+    """Whether each answer was right to its last token, teacher-forced, by family.
+
+    ``token_right`` runs over all answer tokens end to end; ``answers`` are (family, tokens).
+    """
+    found: dict[str, list[bool]] = {}
+    start = 0
+    for family, length in answers:
+        found.setdefault(family, []).append(all(token_right[start : start + length]))
+        start += length
+    return found

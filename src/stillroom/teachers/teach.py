@@ -31,7 +31,7 @@ from stillroom.teachers.llava3d import LLaVA3D
 from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
 from stillroom.teachers.llava3d_load import load_llava3d, save_llava3d
 from stillroom.teachers.preprocess import normalise, whole_pixel_intrinsics
-from stillroom.teachers.sampling import choose_questions
+from stillroom.teachers.sampling import choose_questions, right_by_family
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
@@ -385,16 +385,17 @@ def _evaluate(model: Teaching, rows: _Rows, config: TeachConfig) -> dict[str, fl
         logits, packed, _ = model(batch)
         labels = packed.labels[packed.labels != IGNORE_INDEX]
         ce = F.cross_entropy(logits.float(), labels, reduction="none")
+        answers = [
+            (family, len(answer))
+            for pairs, families in zip(batch.rows, batch.families, strict=True)
+            for (_, answer), family in zip(pairs, families, strict=True)
+        ]
         right = (logits.argmax(dim=-1) == labels).tolist()
-        place = 0
-        for pairs, families in zip(batch.rows, batch.families, strict=True):
-            for (_, answer), family in zip(pairs, families, strict=True):
-                span = slice(place, place + len(answer))
-                place = span.stop
-                hits.setdefault(family, []).append(all(right[span]))
-                if family in FAMILIES:
-                    total += float(ce[span].sum())
-                    count += len(answer)
+        for family, values in right_by_family(right, answers).items():
+            hits.setdefault(family, []).extend(values)
+        core = torch.tensor([family in FAMILIES for family, n in answers for _ in range(n)])
+        total += float(ce[core].sum())
+        count += int(core.sum())
     shares = {family: float(np.mean(values)) for family, values in sorted(hits.items())}
     shares.pop("description", None)
     return {"answer_ce": total / count, **shares}
