@@ -10,6 +10,7 @@ import pytest
 from stillroom.records import FAMILIES, BadInputError, Question, Scene, View
 from stillroom.scenes import families, vsi
 from stillroom.scenes.balance import Balance, Candidate, fit_balance, thin
+from stillroom.scenes.estimate import estimate_balance
 from stillroom.scenes.facts import RoomFacts, pixel_shares
 from stillroom.scenes.questions import ask_facts, ask_room, question_id, sample_texts
 from stillroom.scenes.wording import (
@@ -363,6 +364,17 @@ def test_balance_makes_a_biased_pair_even() -> None:
     assert abs(bed_share(kept) - 0.5) < 0.06
     # The rarer answer is always kept, the other as often as it must.
     assert len(kept) == pytest.approx(2 * 0.2 * len(fresh), rel=0.15)
+
+
+def test_an_estimate_learns_what_is_usually_bigger(hand_made_room: Scene) -> None:
+    tables = estimate_balance([hand_made_room] * 3, rng=rng(0))
+    # In this room the sofa is bigger than either chair, whichever is asked for.
+    weights = tables["plain/size"]
+    assert weights["sofa"] > weights["chair"]
+    balance = Balance(tables)
+    facts = RoomFacts(scene=hand_made_room, distance=np.zeros((7, 7)))
+    for c in families.size(facts, rng=rng(1)):
+        assert balance.likely(c, "plain")[c.answer] > 0.5
 
 
 def test_balance_never_asks_what_has_nearly_one_answer() -> None:
