@@ -141,8 +141,8 @@ def neox_config(
         max_position_embeddings=max_positions,
         use_parallel_residual=False,
         tie_word_embeddings=tie_embeddings,
-        # Unit gain at any width. The usual 0.02 is that only from about 2,000 channels on; it leaves
-        # the attention of a narrow model flat for hundreds of steps (docs/log.md).
+        # Unit gain at any width. The usual 0.02 is that only from about 2,000 channels on; it
+        # leaves the attention of a narrow model flat for hundreds of steps (docs/log.md).
         initializer_range=hidden_size**-0.5,
         hidden_dropout=0.0,
         attention_dropout=0.0,
