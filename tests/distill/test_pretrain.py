@@ -260,11 +260,31 @@ def test_a_weight_of_zero_leaves_its_term_out(rooms: PixelCache) -> None:
     assert "points" not in loss_sums(_truth(batch), batch, config)
 
 
-def test_every_trained_parameter_gets_a_gradient(rooms: PixelCache) -> None:
-    config = room_config()
+def test_an_object_centre_stands_where_its_cells_see_it(rooms: PixelCache) -> None:
+    config = room_config(mirror=1.0, reorder=1.0, cells_per_patch=1)
+    batch = PretrainRows(rooms, config).training_batch(1, 0)
+    thing = batch.cells > 0
+    height = batch.images.shape[-2]
+    focal = 0.5 * height / torch.tan(0.5 * batch.pose_enc[..., 7])[:, :, None, None]
+    center = batch.center_cam
+    pixel = focal[..., None] * center[..., :2] / center[..., 2:] + 0.5 * height
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    cell = 14 * torch.stack([columns, rows], dim=-1) + 7
+    near = thing & (center[..., 2] > 0.5)
+    off = (pixel - cell).norm(dim=-1)[near].median()
+    flipped = torch.stack([height - pixel[..., 0], pixel[..., 1]], dim=-1)
+    # Cells of a thing surround its projected centre; with a wrong sign of x they would not.
+    assert off < 25
+    assert off < 0.7 * (flipped - cell).norm(dim=-1)[near].median()
+
+
+@pytest.mark.parametrize("early_round", [-1, 1])
+def test_every_trained_parameter_gets_a_gradient(rooms: PixelCache, early_round: int) -> None:
+    config = room_config(early_round=early_round)
     model = new_model(config)
     batch = PretrainRows(rooms, config).training_batch(0, 0)
     sums = loss_sums(model(batch), batch, config)
+    assert ("early_center" in sums) == (early_round >= 0)
     assert set(sums) <= set(label_counts(batch, config))
     torch.stack(list(sums.values())).sum().backward()
     silent = {
@@ -354,6 +374,7 @@ def test_a_store_without_validation_scenes_is_refused_before_the_folder_is_taken
     [
         ({"encoder": mini_config(point_head=False)}, "needs all three"),
         ({"feature_round": 4}, "feature_round must lie in 0..3"),
+        ({"early_round": 9}, "early_round must lie in -1..3"),
         ({"cells_per_patch": 4}, "must divide the patch of 14"),
         ({"mirror": 1.5}, "mirror must be within 0 and 1"),
         ({"dense_views": 0}, "at least 1"),

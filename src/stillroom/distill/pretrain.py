@@ -72,26 +72,29 @@ class Pretraining(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.object_head = (
-            ObjectHead(config.encoder.token_width, config.cells_per_patch)
-            if config.object_targets
-            else None
-        )
+        width, cells = config.encoder.token_width, config.cells_per_patch
+        early = config.object_targets and config.early_round >= 0
+        self.object_head = ObjectHead(width, cells) if config.object_targets else None
+        self.early_head = ObjectHead(width, cells) if early else None
 
     def forward(self, batch: PretrainBatch) -> Prediction:
         """All views are attended to; maps are made of the dense ones."""
         config = self.config.encoder
         rounds = {*config.levels, self.config.feature_round}
+        if self.early_head is not None:
+            rounds.add(self.config.early_round)
         output = self.encoder.encode(batch.images, rounds, heads=_CAMERA)
         scenes = torch.arange(len(batch.dense))[:, None]
         levels = {level: output.tokens[level][scenes, batch.dense] for level in config.levels}
         images = batch.images[scenes, batch.dense]
         depth, depth_conf = self.encoder.depth_of(levels, images)
         points, points_conf = self.encoder.points_of(levels, images)
-        objects = None
+        rows = batch.images.shape[-2] // config.patch_size
+        objects = early = None
         if self.object_head is not None:
-            rows = batch.images.shape[-2] // config.patch_size
             objects = self.object_head(output.tokens[self.config.feature_round], rows)
+        if self.early_head is not None:
+            early = self.early_head(output.tokens[self.config.early_round], rows)
         return Prediction(
             depth=depth,
             depth_conf=depth_conf,
@@ -99,6 +102,7 @@ class Pretraining(nn.Module):
             points_conf=points_conf,
             pose_steps=output.pose_steps,
             objects=objects,
+            early=early,
         )
 
 

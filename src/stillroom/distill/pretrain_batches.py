@@ -41,6 +41,8 @@ class PretrainBatch:
     cells: Int[Tensor, "b v r c"]
     # Its row of the object table: category, colour, centre in view0, log size.
     facts: Float[Tensor, "b v r c 8"]
+    # Its centre in the camera of the view that the cell is in.
+    center_cam: Float[Tensor, "b v r c 3"]
 
 
 class PretrainRows:
@@ -156,6 +158,9 @@ def _batch(scenes: Sequence[_Scene], dense: np.ndarray, config: PretrainConfig) 
     )
     table = stacked("objects").float()  # [b m 8]
     facts = table.gather(1, cells.flatten(1)[..., None].expand(-1, -1, table.shape[-1]))
+    facts = facts.view(*cells.shape, -1)
+    to_camera = torch.linalg.inv(c2w).float()
+    center_cam = torch.einsum("bvrci,bvji->bvrcj", facts[..., 2:5], to_camera[..., :3, :3])
     return PretrainBatch(
         images=images,
         dense=chosen,
@@ -165,7 +170,8 @@ def _batch(scenes: Sequence[_Scene], dense: np.ndarray, config: PretrainConfig) 
         ),
         pose_enc=encode_pose(w2c, intrinsics, (height, width)),
         cells=cells,
-        facts=facts.view(*cells.shape, -1),
+        facts=facts,
+        center_cam=center_cam + to_camera[:, :, None, None, :3, 3],
     )
 
 

@@ -31,6 +31,9 @@ class PretrainWeights:
     # Smooth L1 of its box's centre [m] in view0, and of the logarithm of its edge lengths.
     center: float = 1.0
     size: float = 1.0
+    # The same four from an early round, the centre in the view's own camera: what one photo
+    # tells. Later rounds then match views by it.
+    early: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class PretrainConfig:
     background_weight: float = 0.25
     # Round, counted from 0, whose patch tokens the object head reads: the student's.
     feature_round: int = 3
+    # An earlier round that is taught what each view shows by itself; -1 teaches none.
+    early_round: int = -1
     # Views per scene whose depth and points are computed and scored; all are attended to.
     dense_views: int = 1
     # Chance that a scene is seen in a mirror.
@@ -78,6 +83,10 @@ class PretrainConfig:
         if not 0 <= self.feature_round < self.encoder.rounds:
             raise BadInputError(
                 f"feature_round must lie in 0..{self.encoder.rounds - 1}, got {self.feature_round}"
+            )
+        if not -1 <= self.early_round < self.encoder.rounds:
+            raise BadInputError(
+                f"early_round must lie in -1..{self.encoder.rounds - 1}, got {self.early_round}"
             )
         if self.cells_per_patch < 1 or self.encoder.patch_size % self.cells_per_patch:
             raise BadInputError(

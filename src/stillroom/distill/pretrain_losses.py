@@ -41,6 +41,8 @@ class Prediction:
     points_conf: Float[Tensor, "b k h w"]
     pose_steps: list[Float[Tensor, "b v 9"]]
     objects: ObjectGuess | None
+    # The same from an early round, centres in the view's own camera.
+    early: ObjectGuess | None = None
 
 
 def loss_sums(
@@ -58,9 +60,13 @@ def loss_sums(
         + (_confidence_loss(said.points_conf, point_error) * known).sum(),
         "camera": _camera_error(said.pose_steps, batch.pose_enc),
     }
+    weights = dict(vars(config.weights))
     if said.objects is not None:
-        sums |= _object_sums(said.objects, batch, config)
-    weights = vars(config.weights)
+        sums |= _object_sums(said.objects, batch, config, batch.facts[..., 2:5])
+    if said.early is not None:
+        early = _object_sums(said.early, batch, config, batch.center_cam)
+        sums |= {f"early_{name}": value for name, value in early.items()}
+        weights |= {f"early_{name}": weights["early"] * weights[name] for name in early}
     return {name: weights[name] * value for name, value in sums.items() if weights[name]}
 
 
@@ -71,16 +77,20 @@ def label_counts(batch: PretrainBatch, config: PretrainConfig) -> dict[str, floa
     pairs = float(_pairs(known, -1).sum() + _pairs(known, -2).sum())
     things = float((batch.cells > 0).sum())
     coloured = float((batch.facts[..., 1] > 0).sum())
+    objects = {
+        "category": things + config.background_weight * (batch.cells.numel() - things),
+        "colour": coloured,
+        "center": things,
+        "size": things,
+    }
     return {
         "depth": pixels,
         "depth_edges": pairs,
         "points": pixels,
         "confidence": 2 * pixels,
         "camera": float(batch.pose_enc.shape[0] * batch.pose_enc.shape[1]),
-        "category": things + config.background_weight * (batch.cells.numel() - things),
-        "colour": coloured,
-        "center": things,
-        "size": things,
+        **objects,
+        **{f"early_{name}": count for name, count in objects.items()},
     }
 
 
@@ -129,7 +139,10 @@ def _camera_error(
 
 
 def _object_sums(
-    said: ObjectGuess, batch: PretrainBatch, config: PretrainConfig
+    said: ObjectGuess,
+    batch: PretrainBatch,
+    config: PretrainConfig,
+    centers: Float[Tensor, "b v r c 3"],
 ) -> dict[str, Float[Tensor, ""]]:
     thing = batch.cells > 0
     category = F.cross_entropy(
@@ -144,7 +157,7 @@ def _object_sums(
     return {
         "category": (category * weight).sum(),
         "colour": colour,
-        "center": _smooth(said.center[thing], facts[:, 2:5]),
+        "center": _smooth(said.center[thing], centers[thing]),
         "size": _smooth(said.log_size[thing], facts[:, 5:8]),
     }
 
@@ -176,6 +189,10 @@ def figure_sums(
     sums["camera_deg"] = _with_count(((trace - 1) / 2).clamp(-1, 1).acos().rad2deg())
     if said.objects is not None:
         sums |= _object_figures(said.objects, batch)
+    if said.early is not None:
+        thing = batch.cells > 0
+        off = (said.early.center[thing] - batch.center_cam[thing]).norm(dim=-1)
+        sums["early_center_m"] = _with_count(off)
     return sums
 
 

@@ -193,6 +193,9 @@ class VGGT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        for block in (*self.aggregator.frame_blocks, *self.aggregator.global_blocks):
+            for norm in (block.attn.q_norm, block.attn.k_norm):
+                nn.init.constant_(norm.weight, self.config.qk_gain)
         for token in (self.aggregator.camera_token, self.aggregator.register_token):
             nn.init.normal_(token, std=self.config.token_std)
 

@@ -52,6 +52,9 @@ class VGGTConfig:
     # Start values of the aggregator's LayerScale and of its camera and register tokens.
     layer_scale: float = 0.01
     token_std: float = 1e-6
+    # Start value of the gains that queries and keys are normalised with; a head of 16 channels
+    # can single out one token among hundreds only with more than 1.
+    qk_gain: float = 1.0
 
     def __post_init__(self) -> None:
         complaint = self._complaint()
