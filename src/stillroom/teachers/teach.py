@@ -42,6 +42,10 @@ from stillroom.training.loop import train
 logger = logging.getLogger(__name__)
 
 
+#: Stands behind a question that is asked for its rationale instead of its answer.
+RATIONALE_MARK = "<Spatio>"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherSizes:
     """A LLaVA-3D small enough for two cores."""
@@ -78,6 +82,9 @@ class TeachConfig:
     description_share: float = 0.1
     # Chance that each question of VSI-Bench's tasks joins its row.
     other_share: float = 0.2
+    # Questions of a row that are also asked for their rationale: an extra text target, which
+    # names, places and relates the objects before it concludes.
+    rationales_per_scene: int = 4
     # Weight of the object targets at the voxels; 0 trains on answers alone.
     object_weight: float = 1.0
     # At most so many validation scenes per evaluation.
@@ -219,33 +226,51 @@ class _Rows:
             [(tokenizer.encode(prompt_text(q)), tokenizer.encode_answer(q.answer)) for q in asked]
             for asked in self.questions
         ]
+        # The same questions, asked for their reasons: a mark behind the question says so.
+        mark = tokenizer.token_id(RATIONALE_MARK)
+        self.reasons = [
+            [
+                ([*ids, mark], tokenizer.encode_answer(q.rationale)) if q.rationale else None
+                for q, (ids, _) in zip(asked, pairs, strict=True)
+            ]
+            for asked, pairs in zip(self.questions, self.ids, strict=True)
+        ]
 
     def at(self, step: int, micro: int) -> TeachBatch:
         """A micro-batch of training."""
         config = self.config
         rows = rows_at(step, micro, config=config.train, rows=len(self.pixels))
-        chosen = []
+        chosen, reasons = [], []
         for row in rows:
             rng = np.random.default_rng([config.train.seed, step, row])
-            chosen.append(
-                choose_questions(
-                    self.questions[row],
-                    count=config.questions_per_scene,
-                    description_share=config.description_share,
-                    other_share=config.other_share,
-                    rng=rng,
-                )
+            picked = choose_questions(
+                self.questions[row],
+                count=config.questions_per_scene,
+                description_share=config.description_share,
+                other_share=config.other_share,
+                rng=rng,
             )
-        return self.batch(rows, chosen)
+            chosen.append(picked)
+            reasons.append(rng.permutation(picked)[: config.rationales_per_scene].tolist())
+        return self.batch(rows, chosen, reasons)
 
-    def batch(self, rows: Sequence[int], chosen: Sequence[Sequence[int]]) -> TeachBatch:
-        """Any scenes with any of their questions."""
+    def batch(
+        self,
+        rows: Sequence[int],
+        chosen: Sequence[Sequence[int]],
+        reasons: Sequence[Sequence[int]] | None = None,
+    ) -> TeachBatch:
+        """Any scenes with any of their questions; ``reasons`` are asked for their rationale too."""
         pixels, order = self.pixels, list(rows)
         patch = self.config.sizes.patch_size
         instances = pixels.instances[order][..., ::patch, ::patch]
+        reasons = [()] * len(order) if reasons is None else reasons
         pairs = [
-            tuple(self.ids[row][i] for i in picked)
-            for row, picked in zip(rows, chosen, strict=True)
+            (
+                *(self.ids[row][i] for i in picked),
+                *(pair for i in why if (pair := self.reasons[row][i]) is not None),
+            )
+            for row, picked, why in zip(rows, chosen, reasons, strict=True)
         ]
         # Long answers count more than short ones, but not by their length.
         lengths = [len(answer) for row in pairs for _, answer in row]
