@@ -6,11 +6,15 @@ BIN := .venv/bin
 
 setup: .venv/ready
 
+# rouge-score comes as pure Python source only; everything else must be a wheel.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	--only-binary :all: --no-binary rouge-score --no-build-isolation
+
 .venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("stillroom needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("stillroom needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(PIP) hatchling editables setuptools
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 demo: setup            ## the main job on the embedded default: about 10 minutes on 2 cores
