@@ -1,13 +1,16 @@
 """The command line: instant help, one sentence for bad input, exit codes."""
 
+import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from stillroom import cli
+from stillroom import cli, registry
 from stillroom.testing import tiny_store
 
 
@@ -59,7 +62,10 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (("scenes", "maek"), "unknown verb"),
         (("distil",), "did you mean 'distill'"),
         (("scenes", "make", "--count", "x", "--seed", "1", "--out", "o"), "--count"),
-        (("scenes", "make", "--count", "1", "--seed", "1", "--out", "o", "--cuont", "3"), "--cuont"),
+        (
+            ("scenes", "make", "--count", "1", "--seed", "1", "--out", "o", "--cuont", "3"),
+            "--cuont",
+        ),
         (("scenes", "make", "--seed", "1"), "--count"),
         (
             ("scenes", "make", "--count", "1", "--seed", "1", "--out", "o", "--density", "x"),
@@ -119,6 +125,7 @@ def test_an_empty_photo_folder_is_refused(
 ) -> None:
     code, _, error = run(capsys, "ask", "student_mini", str(tmp_path), "Where is the lamp?")
     assert code == 2
+    assert "photo" in error
     assert_one_sentence(error)
 
 
@@ -149,3 +156,111 @@ def test_labels_status_and_verify(capsys: pytest.CaptureFixture[str], tmp_path: 
     code, shown, _ = run(capsys, "labels", "verify", out)
     assert code == 1
     assert "00000.parquet is not as it was written" in shown
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CAPTURE = FIXTURES / "captures" / "tum_fr3_cabinet"
+
+
+def test_verify_exits_0_where_all_agrees_and_1_where_one_weight_was_changed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for stem in (
+        "llava3d/tiny_a",
+        "llava3d/tiny_b",
+        "llava3d/tiny_d",
+        "vggt/tiny_a",
+        "vggt/tiny_b",
+    ):
+        code, out, _ = run(capsys, "verify", str(FIXTURES / stem))
+        assert code == 0, out
+        assert "agree" in out
+        changed = tmp_path / stem
+        changed.parent.mkdir(exist_ok=True)
+        tensors = load_file(FIXTURES / f"{stem}.safetensors")
+        name = next(key for key in tensors if key.endswith("mlp.fc1.weight"))
+        tensors[name] = tensors[name].clone()
+        tensors[name][0, 0] += 1.0
+        save_file(tensors, f"{changed}.safetensors")
+        shutil.copyfile(FIXTURES / f"{stem}.json", f"{changed}.json")
+        code, out, _ = run(capsys, "verify", str(changed))
+        assert code == 1, f"{stem}: {name}"
+        assert "FAIL" in out
+
+
+def test_verify_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, error = run(capsys, "verify", str(tmp_path / "nothing"))
+    assert code == 2
+    assert_one_sentence(error)
+
+
+def test_the_shipped_student_and_teacher_answer_about_a_real_capture(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for model in ("student_mini", "teacher_mini"):
+        code, out, error = run(capsys, "ask", model, str(CAPTURE), "Is the cabinet in the room?")
+        assert code == 0, error
+        assert out.strip()
+
+
+@pytest.mark.parametrize("verb", ["ask", "evaluate", "label"])
+def test_a_truncated_checkpoint_is_one_sentence(
+    verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shipped = registry.MODELS / ("teacher_mini" if verb == "label" else "student_mini")
+    broken = tmp_path / "broken"
+    shutil.copytree(shipped, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:20_000])
+    scenes = str(tiny_store(tmp_path / "scenes", scenes=2))
+    words = {
+        "ask": ("ask", str(broken), str(CAPTURE), "Where is the lamp?"),
+        "evaluate": ("evaluate", str(broken), scenes, "--out", str(tmp_path / "out")),
+        "label": ("label", scenes, "--teacher", str(broken), "--out", str(tmp_path / "out")),
+    }[verb]
+    code, _, error = run(capsys, *words)
+    assert code == 2, error
+    assert_one_sentence(error)
+
+
+def test_a_folder_with_other_settings_is_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    scenes = str(tiny_store(tmp_path / "scenes", scenes=2))
+    more = str(tiny_store(tmp_path / "more", scenes=3))
+    labels, report = str(tmp_path / "labels"), str(tmp_path / "report")
+    first = {
+        "label": ("label", scenes, "--teacher", "truth", "--out", labels, "--signals", "answers"),
+        "evaluate": ("evaluate", "truth", scenes, "--out", report),
+    }
+    for words in first.values():
+        assert run(capsys, *words)[0] == 0
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    for words in first.values():
+        other = [more if word == scenes else word for word in words]
+        code, _, error = run(capsys, *other)
+        assert code == 2
+        assert_one_sentence(error)
+    assert before == {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+
+
+def test_params_counts_what_the_shipped_student_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "params", "mini_cpu", "--json")
+    assert code == 0
+    table = json.loads(out)
+    assert table["slots"] == 8 * 128
+    assert table["total"] == registry.parameters("student_mini")
+
+
+def test_a_student_is_evaluated_beside_its_baselines(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    scenes = str(tiny_store(tmp_path / "scenes", scenes=8, splits=("train", "test")))
+    words = ("evaluate", "student_mini", scenes, "--out", str(tmp_path / "out"), "--json")
+    code, out, error = run(capsys, *words)
+    assert code == 0, error
+    rows = json.loads(out)
+    assert list(rows) == ["student_mini", "truth", "majority", "blind", "shuffled:student_mini"]
+    assert rows["truth"]["overall"]["score"] == 1.0
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!")
+    assert run(capsys, *words)[1] == out

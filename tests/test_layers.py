@@ -70,7 +70,9 @@ def test_a_file_imports_only_from_the_floors_below(file: Path) -> None:
     assert not above, f"{file.relative_to(SOURCE)} ({part}) may not import {sorted(above)}"
 
 
-@pytest.mark.parametrize("part", ["records", "geometry", "text", "scenes", "cli", "api", "registry"])
+@pytest.mark.parametrize(
+    "part", ["records", "geometry", "text", "scenes", "cli", "api", "registry"]
+)
 def test_a_part_without_torch_imports_no_torch_at_module_level(part: str) -> None:
     for file in FILES:
         if part_of(file) != part:

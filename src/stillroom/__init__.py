@@ -6,7 +6,9 @@ stillroom is instant and loads no torch.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +52,17 @@ _WHERE = {
     ),
 }
 __all__ = sorted(_WHERE)
+
+
+class _Package(ModuleType):
+    """``stillroom.distill`` is the verb, also after the sub-package of that name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ Each imports what it needs when it runs, so that importing this module is cheap.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -14,7 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stillroom.records import BadInputError, Question, Scene, Signal, Split, asked
+from stillroom.records import (
+    BadInputError,
+    Question,
+    Scene,
+    Signal,
+    Split,
+    asked,
+    content_hash,
+)
 
 if TYPE_CHECKING:
     from stillroom.distill.config import DistillConfig
@@ -30,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 
 def make_scenes(
-    out: Path,
+    out: Path | str,
     *,
     count: int,
     seed: int,
@@ -44,7 +53,7 @@ def make_scenes(
     from stillroom.scenes import make
 
     return make.make_scenes(
-        out,
+        Path(out),
         count=count,
         seed=seed,
         density=density,
@@ -55,42 +64,48 @@ def make_scenes(
     )
 
 
-def import_scenes(source: Path, *, out: Path, layout: Layout = "auto") -> list[str]:
+def import_scenes(source: Path | str, *, out: Path | str, layout: Layout = "auto") -> list[str]:
     """Read a capture into a store at ``out``; notes on what was taken and what was left."""
     from stillroom.scenes import importers
 
-    imported = importers.import_capture(source, layout=layout)
-    importers.write_import(imported, out)
+    imported = importers.import_capture(Path(source), layout=layout)
+    importers.write_import(imported, Path(out))
     views = len(imported.scene.views)
     return [f"{out} holds {views} views of {source} read as {imported.layout}", *imported.notes]
 
 
-def check_scenes(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def check_scenes(path: Path | str, *, progress: Progress | None = None) -> dict[str, Any]:
     """Check every scene of a store, or a capture in its own layout.
 
     Returns ``ok``, printable ``lines`` and the ``faults`` found.
     """
     from stillroom.scenes.check import check_path
 
-    return check_path(path, progress=progress)
+    return check_path(Path(path), progress=progress)
 
 
-def show_scene(path: Path, *, scene: str = "0", out: Path = Path("contact_sheet.png")) -> Path:
+def show_scene(
+    path: Path | str, *, scene: str = "0", out: Path | str = Path("contact_sheet.png")
+) -> Path:
     """Draw the contact sheet of one scene (by id or by number) as a PNG at ``out``."""
     from stillroom.scenes.show import contact_sheet
     from stillroom.scenes.store import open_store
 
+    out = Path(out)
+    if out.suffix.lower() != ".png":
+        raise BadInputError(f"--out must name a .png, got {out.name}")
     store = open_store(path)
     ids = store.scene_ids()
     if scene.isdigit() and int(scene) < len(ids):
         scene = ids[int(scene)]
     if scene not in ids:
         raise BadInputError(f"{path} holds no scene {scene!r}; it has {len(ids)}, numbered from 0")
+    out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(store.scene(scene), store.questions(scene)).save(out)
     return out
 
 
-def open_photos(path: Path) -> Scene:
+def open_photos(path: Path | str) -> Scene:
     """A folder of photos or a capture as a scene.
 
     Raises:
@@ -98,33 +113,35 @@ def open_photos(path: Path) -> Scene:
     """
     from stillroom.scenes import importers
 
-    return importers.import_capture(path, layout="auto").scene
+    return importers.import_capture(Path(path), layout="auto").scene
 
 
 # Models. ----------------------------------------------------------------------------------------
 
 
 def pretrain_encoder(
-    config: PretrainConfig, *, scenes: Path, out: Path, progress: Progress | None = None
+    config: PretrainConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
 ) -> str:
     """Pretrain a miniature encoder; a sentence on how it went."""
     from stillroom.distill import pretrain
 
-    return pretrain.pretrain_encoder(config, scenes=scenes, out=out, progress=progress)
+    return pretrain.pretrain_encoder(config, scenes=Path(scenes), out=Path(out), progress=progress)
 
 
-def teach(config: TeachConfig, *, scenes: Path, out: Path, progress: Progress | None = None) -> str:
+def teach(
+    config: TeachConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
+) -> str:
     """Train a miniature teacher from truth; a sentence on how it went."""
     from stillroom.teachers import teach as teaching
 
-    return teaching.teach(config, scenes=scenes, out=out, progress=progress)
+    return teaching.teach(config, scenes=Path(scenes), out=Path(out), progress=progress)
 
 
 def label(
-    scenes: Path,
+    scenes: Path | str,
     *,
     teacher: str,
-    out: Path,
+    out: Path | str,
     signals: Sequence[Signal] = ("answers", "topk_logits"),
     workers: int = 1,
     progress: Progress | None = None,
@@ -144,7 +161,7 @@ def label(
     )
 
 
-def look_at_labels(action: Literal["status", "verify"], path: Path) -> tuple[bool, list[str]]:
+def look_at_labels(action: Literal["status", "verify"], path: Path | str) -> tuple[bool, list[str]]:
     """What a label store holds (status), or what is wrong with it (verify)."""
     from stillroom.teachers.label_store import open_labels, problems
 
@@ -164,9 +181,9 @@ def look_at_labels(action: Literal["status", "verify"], path: Path) -> tuple[boo
 def distill(
     config: DistillConfig,
     *,
-    scenes: Path,
-    labels: Path,
-    out: Path,
+    scenes: Path | str,
+    labels: Path | str,
+    out: Path | str,
     progress: Progress | None = None,
 ) -> str:
     """Train a student on a teacher's labels; a sentence on how it went."""
@@ -175,9 +192,9 @@ def distill(
 
     return run.distill(
         config,
-        scenes=scenes,
-        labels=labels,
-        out=out,
+        scenes=Path(scenes),
+        labels=Path(labels),
+        out=Path(out),
         encoder=registry.locate(config.encoder),
         progress=progress,
     )
@@ -200,11 +217,11 @@ def params(recipe: str) -> dict[str, int]:
 
 def evaluate(
     model: str,
-    scenes: Path,
+    scenes: Path | str,
     *,
-    out: Path,
+    out: Path | str,
     teacher: str | None = None,
-    labels: Path | None = None,
+    labels: Path | str | None = None,
     split: str = "test",
     limit: int | None = None,
     progress: Progress | None = None,
@@ -216,7 +233,10 @@ def evaluate(
     from stillroom.scenes.store import open_store
 
     started = time.monotonic()
+    scenes, out = Path(scenes), Path(out)
     store = open_store(scenes)
+    if teacher is not None and labels is not None:
+        _require_labels_of(teacher, Path(labels))
     wanted = None if split == "all" else split
     rows: dict[str, Any] = {}
     if teacher is not None or labels is not None:
@@ -241,14 +261,34 @@ def evaluate(
         meta=run_meta(started, parameters={model: registry.parameters(model)}),
         progress=progress,
         limit=limit,
-        identities={
-            name: registry.describe(name).get("revision", name)
-            for name in rows
-            if name != "teacher"
-        },
+        identities={name: _identity(name, teacher, labels) for name in rows},
     )
     write_report(results, out=out, store=store)
     return results
+
+
+def _require_labels_of(teacher: str, labels: Path) -> None:
+    from stillroom import registry
+    from stillroom.teachers.label_store import open_labels
+
+    found = open_labels(labels).settings["teacher"]
+    if found.get("revision") != registry.describe(teacher).get("revision"):
+        raise BadInputError(
+            f"{labels} holds labels of {found['name']}, not of {teacher}; name one of --teacher "
+            "and --labels, or label again"
+        )
+
+
+def _identity(row: str, teacher: str | None, labels: Path | str | None) -> str:
+    """What tells a row's answers from another's under the same name: its weights, or its labels."""
+    from stillroom import registry
+
+    if row == "teacher" and labels is not None:
+        from stillroom.teachers.label_store import open_labels
+
+        return content_hash([json.dumps(open_labels(labels).settings, sort_keys=True)])
+    name = teacher if row == "teacher" and teacher is not None else row
+    return str(registry.describe(name).get("revision", name))
 
 
 def _loader(name: str, store: Any, split: str) -> Callable[[], Any]:
@@ -258,7 +298,7 @@ def _loader(name: str, store: Any, split: str) -> Callable[[], Any]:
     return lambda: registry.answerer(name, store, split=split)
 
 
-def teacher_answers(teacher: str | None, labels: Path | None, store: Any, split: str) -> Any:
+def teacher_answers(teacher: str | None, labels: Path | str | None, store: Any, split: str) -> Any:
     """The teacher's row: recorded answers where there are labels, else the teacher itself."""
     if labels is not None:
         from stillroom.evaluate.baselines import RecordedAnswers
@@ -269,7 +309,7 @@ def teacher_answers(teacher: str | None, labels: Path | None, store: Any, split:
     return _loader(teacher, store, split)
 
 
-def open_scene(model: str, photos: Path) -> StudentSession:
+def open_scene(model: str, photos: Path | str) -> StudentSession:
     """A session of a student on a folder of photos: ``.ask("...")`` from there on."""
     from stillroom import registry
     from stillroom.students.session import StudentAnswerer
@@ -277,7 +317,7 @@ def open_scene(model: str, photos: Path) -> StudentSession:
     return StudentAnswerer.from_folder(registry.locate(model)).open(open_photos(photos))
 
 
-def ask(model: str, photos: Path, question: str) -> str:
+def ask(model: str, photos: Path | str, question: str) -> str:
     """One answer about a folder of photos or a capture."""
     from stillroom import registry
 
@@ -322,6 +362,8 @@ def run_meta(started: float, **more: Any) -> dict[str, Any]:
 def _commit() -> str:
     """The checkout's commit; "unknown" for an installed wheel."""
     here = Path(__file__).resolve().parent
+    if not (here.parents[1] / "pyproject.toml").is_file():
+        return "unknown"  # installed: the repository around it, if any, is another's
     command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

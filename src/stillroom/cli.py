@@ -32,7 +32,7 @@ into a small one
 usage: stillroom VERB ...          stillroom VERB --help shows a verb's options
 
 rooms and captures
-  scenes make        make furnished rooms with questions whose answers come from geometry
+  scenes make        make rooms with questions whose answers come from geometry
   scenes import      read a posed RGB-D capture or a folder of photos
   scenes check       are poses, depth and answers consistent?
   scenes show        a contact sheet: views, depth, boxes, plan, questions
@@ -317,8 +317,14 @@ def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> in
         "distill": api.distill,
     }
     folders = {name: getattr(options, name) for name in extra}
-    with _bar(verb) as progress:
-        _say(runs[verb](options.config, **folders, progress=progress))
+    from stillroom.training.handed import TrainingDiverged
+
+    try:
+        with _bar(verb) as progress:
+            _say(runs[verb](options.config, **folders, progress=progress))
+    except TrainingDiverged as error:
+        sys.stderr.write(f"stillroom: {error}\n")
+        return 1
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom import api, recipes, registry
 from stillroom.records import Answerer, BadInputError, Question
-from stillroom.scenes.store import SceneStore
+from stillroom.scenes.store import SceneStore, write_atomically
 
 if TYPE_CHECKING:
     from stillroom.distill.config import DistillConfig
@@ -75,6 +75,11 @@ class _Console:
 
 def run_demo(out: Path) -> dict[str, Any]:
     """Run or resume the demo in ``out``; its results, also in ``out/results.json``."""
+    if not CAPTURE.is_dir():
+        raise BadInputError(
+            f"the committed capture is missing ({CAPTURE.name} under tests/fixtures/captures); run "
+            "the demo from a checkout"
+        )
     console = _Console(began=time.monotonic(), times={})
     config = recipes.table("distill")["mini_cpu"]()
     with console.stage("make rooms") as progress:
@@ -92,14 +97,16 @@ def run_demo(out: Path) -> dict[str, Any]:
             progress=progress,
         )
     with console.stage("evaluate") as progress:
-        results = _evaluate(out, console, progress)
+        results = _evaluate(out, console, config, progress)
     with console.stage("a real capture"):
         capture = _capture(out, config)
     _finish(out, results, capture, console)
     return results
 
 
-def _evaluate(out: Path, console: _Console, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def _evaluate(
+    out: Path, console: _Console, config: DistillConfig, progress: Callable[[int, int], None]
+) -> dict[str, Any]:
     from stillroom.evaluate.run import evaluate
     from stillroom.scenes.store import open_store
 
@@ -119,7 +126,7 @@ def _evaluate(out: Path, console: _Console, progress: Callable[[int, int], None]
     }
     meta = api.run_meta(
         console.began,
-        seeds={"rooms": SEED, "distill": 0},
+        seeds={"rooms": SEED, "distill": config.train.seed},
         parameters={
             "teacher": registry.parameters("teacher_mini"),
             "student": registry.parameters(student),
@@ -146,16 +153,11 @@ def _capture(out: Path, config: DistillConfig) -> Capture:
     from stillroom.students.session import StudentAnswerer
     from stillroom.teachers.label_store import open_labels
 
-    if not CAPTURE.is_dir():
-        raise BadInputError(
-            f"the committed capture is missing ({CAPTURE.name} under tests/fixtures/captures); run "
-            "the demo from a checkout"
-        )
     folder = out / "capture"
     scenes = folder / "scenes"
-    if not scenes.exists():
-        imported = import_capture(CAPTURE)
-        write_import(imported, scenes, questions=capture_questions(imported.scene))
+    imported = import_capture(CAPTURE)
+    asked = capture_questions(imported.scene, things=("cabinet",))
+    write_import(imported, scenes, questions=asked)
     check = api.check_scenes(scenes)
     api.label(scenes, teacher="teacher_mini", out=folder / "labels")
     steps = replace(config.train, steps=CAPTURE_STEPS, scenes_per_step=1, evaluate_every=0)
@@ -174,7 +176,7 @@ def _capture(out: Path, config: DistillConfig) -> Capture:
         "title": f"tests/fixtures/captures/{CAPTURE.name}",
         "statement": HONEST,
         "check": check["lines"],
-        "scene": scene,
+        "scene": before.seen(scene),
         "geometry": before.geometry(),
         "answers": [
             {
@@ -193,11 +195,11 @@ def _finish(out: Path, results: dict[str, Any], capture: Capture, console: _Cons
     from stillroom.evaluate.report import print_table, write_report
     from stillroom.scenes.store import open_store
 
-    results["meta"] |= {
-        "stages": console.times,
-        "seconds": round(time.monotonic() - console.began, 1),
-    }
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    if "demo_seconds" not in results["meta"]:  # a second run of a finished demo measures nothing
+        seconds = round(time.monotonic() - console.began, 1)
+        results["meta"] |= {"stages": console.times, "demo_seconds": seconds}
+        text = json.dumps(results, indent=1) + "\n"
+        write_atomically(out / "results.json", text.encode())
     store = open_store(out / "rooms")
     student = registry.answerer(str(out / "distill" / "student"), store, split="test")
     _picture(out, store, student)

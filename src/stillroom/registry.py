@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -107,6 +108,8 @@ def describe(name: str) -> dict[str, Any]:
     kind, where = kind_of(name)
     if kind in BASELINES:
         return {"name": name, "kind": kind}
+    if kind == "shuffled":
+        return describe(where) | {"name": name, "kind": kind}
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
@@ -124,16 +127,16 @@ def parameters(name: str) -> int | None:
 
 def count_parameters(folder: Path) -> int:
     """Numbers in a folder's safetensors, read from their headers."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="np") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                size = 1
-                for length in tensors.get_slice(key).get_shape():
-                    size *= length
-                total += size
+        try:
+            with safe_open(file, framework="np") as tensors:
+                shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise BadInputError(f"{file} is truncated or damaged ({error})") from None
+        total += sum(math.prod(shape) for shape in shapes)
     return total
 
 

@@ -1,7 +1,5 @@
 """A whole distillation on tiny scenes: it runs, resumes after kill -9, refuses what is foreign."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -119,10 +117,9 @@ def test_the_encoder_runs_once_per_scene(
         raise AssertionError("the encoder ran again")
 
     monkeypatch.setattr(VGGT, "encode", explode)
-    (tmp_path / "again").mkdir()
-    (tmp_path / "run" / "features").rename(tmp_path / "again" / "features")
-    other = replace(TINY, train=replace(TINY.train, seed=1))
-    assert "after 6 steps" in run(world, tmp_path / "again", other)
+    for name in ("checkpoint.pt", "best.safetensors", "result.json", "log.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    assert "after 6 steps" in run(world, tmp_path / "run")
 
 
 def test_other_settings_in_the_same_folder_are_refused(world: Path, tmp_path: Path) -> None:
@@ -151,6 +148,14 @@ def test_a_blind_run_sees_no_pictures(world: Path, tmp_path: Path) -> None:
     run(world, tmp_path / "run", blind)
     rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
     assert set(rows[0]["terms"]) == {"text"}
+    # What it says hangs on the words alone, also after it was kept and loaded.
+    blind_one = StudentAnswerer.from_folder(tmp_path / "run" / "student")
+    store = open_store(world / "scenes")
+    one, other = (store.scene(scene_id) for scene_id in store.scene_ids()[:2])
+    assert not (one.views[0].rgb == other.views[0].rgb).all()
+    asked = store.questions(one.scene_id)
+    said = [[answer.text for answer in blind_one.open(s).answer(asked)] for s in (one, other)]
+    assert said[0] == said[1]
 
 
 def test_without_depth_terms_only_text_is_left(world: Path, tmp_path: Path) -> None:
@@ -206,10 +211,12 @@ def test_killed_at_five_moments_it_ends_with_the_same_loss(world: Path, tmp_path
             if log.exists() and log.read_bytes().count(b"\n") >= rows_before:
                 break
             time.sleep(0.001)
-        seen.append(log.read_bytes().count(b"\n"))
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
-    assert seen[0] < 30, "the first kill came after the end"
+        seen.append(log.read_bytes().count(b"\n"))
+    print(f"rows in the log at each kill: {seen}")
+    # 30 steps and 3 evaluations: no kill came after the end.
+    assert seen[-1] < 33
     subprocess.run([*command, str(tmp_path / "killed"), here], check=True)
 
     def losses(folder: str) -> list[object]:

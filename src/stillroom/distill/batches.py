@@ -13,7 +13,7 @@ from torch import Tensor
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache
 from stillroom.engine.packing import Packed, pack_questions, stack_rows
-from stillroom.records import BadInputError, Question, TeacherLabel
+from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
 from stillroom.teachers.sampling import choose_questions
 from stillroom.text.tokenizer import Tokenizer
 from stillroom.training.data_order import rows_at
@@ -116,6 +116,8 @@ class Batches:
         config = self.config
         items = self.items[self.scene_ids[index]]
         rng = np.random.default_rng([config.train.seed, step, index])
+        if not any(item.question.family in FAMILIES for item in items):
+            return list(items[: config.questions_per_scene])  # a capture: nothing to balance
         chosen = choose_questions(
             [item.question for item in items],
             count=config.questions_per_scene,
@@ -123,8 +125,7 @@ class Batches:
             other_share=config.other_share,
             rng=rng,
         )
-        # A scene with nothing but free questions (a capture) gives them all.
-        return [items[i] for i in chosen] or list(items[: config.questions_per_scene])
+        return [items[i] for i in chosen]
 
     def batch(self, rows: Sequence[int], items: Sequence[Sequence[Item]]) -> Batch:
         """Any scenes with any of their questions."""
@@ -136,7 +137,7 @@ class Batches:
                 pack_questions(
                     [(item.question_ids, item.answer_ids) for item in row],
                     prefix_length=prefix,
-                    slots=self.config.slots.count,
+                    slots=self.config.slots.used,
                     slot_position=self.config.slots.position,
                     start_id=self.start_id,
                 )
@@ -147,8 +148,9 @@ class Batches:
         tokens = torch.from_numpy(self.features.tokens[rows].astype(np.float32))
         true = torch.from_numpy(self.features.true_depth[rows].astype(np.float32))
         return Batch(
-            tokens=tokens if self.config.vision else torch.zeros_like(tokens),
-            own_depth=own if self.config.vision else torch.zeros_like(own),
+            tokens=tokens,
+            own_depth=own,
+            # The blind student learns no depth either.
             true_depth=true if self.config.vision else torch.zeros_like(true),
             packed=packed,
             **_logits([item.label for row in items for item in row]),

@@ -33,11 +33,12 @@ def student_config(config: DistillConfig, encoder: VGGTConfig) -> StillroomConfi
         ),
         vision_grid=size.vision_grid,
         slot_kind=config.slots.kind,
-        slot_count=config.slots.count,
+        slot_count=config.slots.used,
         slot_position=config.slots.position,
         visibility=config.mask,
         image_size=encoder.image_size,
         max_views=size.max_views,
+        blind=not config.vision,
     )
 
 

@@ -35,10 +35,15 @@ class SlotConfig:
 
     # learned (Hidden CoT), frozen_random, filler (one embedding and positions), or none.
     kind: Literal["learned", "frozen_random", "filler", "none"] = "learned"
-    # How many; 0 is none.
+    # How many; 0 is none, and none has none.
     count: int = 8
     # Before the question (the paper) or after it.
     position: Literal["before", "after"] = "before"
+
+    @property
+    def used(self) -> int:
+        """Slots in a row."""
+        return 0 if self.kind == "none" else self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +91,6 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a sentence."""
-        if self.slots.kind == "none" and self.slots.count:
-            raise BadInputError("slots.kind is none but slots.count is not 0; set one of them")
         if self.questions_per_scene < 1:
             raise BadInputError(
                 f"questions_per_scene must be at least 1, got {self.questions_per_scene}"

@@ -65,6 +65,8 @@ def evaluate(
     Raises:
         BadInputError: nothing to ask, or ``out`` holds an evaluation with other settings.
     """
+    if limit is not None and limit < 1:
+        raise BadInputError(f"limit must be at least 1, got {limit}")
     chosen = store.scene_ids(None if split == "all" else split)[:limit]
     questions = {q.question_id: q for scene_id in chosen for q in store.questions(scene_id)}
     _require_questions(store, questions.values(), answerers, split)
@@ -166,7 +168,7 @@ def _answer_chunk(
         items += _ask(row, session, questions)
         predicted = _geometry(session)
         if predicted is not None and predicted.depth is not None:
-            depth += _depth_rows(row, scene, predicted.depth)
+            depth += _depth_rows(row, _seen(session, scene), predicted.depth)
             if scene_id in shown:
                 kept.write_depth_map(row, scene_id, predicted.depth)
     kept.write(row, number, items, depth, seconds=time.monotonic() - started)
@@ -207,6 +209,12 @@ def _geometry(session: Session) -> SceneGeometry | None:
     """What the session believes of the scene's shape; not every answerer believes anything."""
     ask = getattr(session, "geometry", None)
     return ask() if callable(ask) else None
+
+
+def _seen(session: Session, scene: Scene) -> Scene:
+    """The views that the session's depth maps belong to; all of them, unless it says otherwise."""
+    say = getattr(session, "seen", None)
+    return say(scene) if callable(say) else scene
 
 
 def _depth_rows(row: str, scene: Scene, depth: np.ndarray) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stillroom.distill.config import DistillConfig
-from stillroom.distill.pretrain import PretrainConfig
+from stillroom.distill.pretrain_config import PretrainConfig
 from stillroom.teachers.teach import TeachConfig
 from stillroom.training.config import TrainConfig
 

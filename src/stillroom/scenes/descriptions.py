@@ -61,7 +61,7 @@ def describe(facts: RoomFacts) -> Description | None:
     ids = _listed_things(facts)
     relations = _relations(facts, ids)
     while len(ids) >= 2:
-        objects = [("object", facts.things[i].name) for i in ids]
+        objects: list[Fact] = [("object", facts.things[i].name) for i in ids]
         said = _fit(objects, [r for r in relations if _about(r, objects)])
         if said is not None:
             texts = tuple(_render(said, style) for style in range(len(_STYLES)))

@@ -232,7 +232,7 @@ def make_one(wish: Wish, index: int, ask: Ask | None = None) -> tuple[Scene, lis
         asked = ask(scene, count=wish.questions, rng=rng)
         if asked is not None:
             return scene, asked
-    raise RuntimeError(
+    raise BadInputError(
         f"room {index} of seed {wish.seed}: {MAX_DRAWS} draws in a row could not carry "
-        f"{wish.questions} questions"
+        f"{wish.questions} questions; ask for fewer with --questions"
     )

@@ -30,6 +30,8 @@ class StillroomConfig(PretrainedConfig):
     text_config: dict[str, Any] | PretrainedConfig | None = None
     # Round of the encoder whose patch tokens are read, counted from 0; None is the last.
     encoder_round: int | None = None
+    # A blind student sees no photo, in training or later: the control that answers from words.
+    blind: bool = False
     # Without a gradient the encoder's features can be cached.
     freeze_encoder: bool = True
     # Vision tokens per view: this many rows and columns.

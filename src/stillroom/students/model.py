@@ -117,6 +117,10 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
 
     def cells(self, features: VisionFeatures) -> Float[Tensor, "b v c d"]:
         """The connector's tokens, cell by cell: what the heads read."""
+        if self.config.blind:
+            features = VisionFeatures(
+                tokens=torch.zeros_like(features.tokens), depth=torch.zeros_like(features.depth)
+            )
         return self.connector(features)
 
     def pool_cells(self, cells: Float[Tensor, "b v c d"]) -> Float[Tensor, "b n d"]:

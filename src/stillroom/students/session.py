@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stillroom.records import Answer, Question, Scene, SceneGeometry, asked, content_hash
+from stillroom.records import (
+    Answer,
+    Question,
+    Scene,
+    SceneGeometry,
+    View,
+    asked,
+    content_hash,
+)
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import Photo, StillroomProcessor
 from stillroom.text.prompts import prompt_text
@@ -51,6 +60,18 @@ class StudentSession:
         """
         return self.answer([asked(self.scene_id, text)])[0].text
 
+    def seen(self, scene: Scene) -> Scene:
+        """The scene as this session looked at it: the chosen views, cut to the student's square."""
+        rgb = self.processor.images([view.rgb for view in scene.views]).transpose(0, 2, 3, 1)
+        depth = self.processor.depth(
+            [np.where(view.depth_valid, _depth_of(view), 0.0) for view in scene.views]
+        )
+        views = tuple(
+            View(name=scene.views[index].name, rgb=np.rint(255 * picture).astype(np.uint8), depth=z)
+            for index, picture, z in zip(self.views, rgb, depth, strict=True)
+        )
+        return replace(scene, views=views)
+
     def geometry(self) -> SceneGeometry:
         """The student's depth in metres for the photos in ``views``, as the processor cuts them."""
         if self._depth is None:
@@ -90,3 +111,7 @@ class StudentAnswerer:
         """Look at loose photos of one scene: paths, Pillow images or arrays."""
         scene_id = content_hash(["photos", *(str(photo) for photo in photos)])
         return StudentSession(self.student, self.processor, photos, scene_id=scene_id)
+
+
+def _depth_of(view: View) -> np.ndarray:
+    return np.zeros(view.rgb.shape[:2], np.float32) if view.depth is None else view.depth
