@@ -357,7 +357,9 @@ def bed_share(candidates: list[Candidate]) -> float:
 
 def test_balance_makes_a_biased_pair_even() -> None:
     draw = rng(5)
-    balance = Balance({"plain/size": fit_balance(coins(0.8, 1500, draw), shrink=1.0)})
+    balance = Balance(
+        {"plain/size": fit_balance([[c] for c in coins(0.8, 1500, draw)], shrink=1.0)}
+    )
     fresh = coins(0.8, 3000, draw)
     kept = thin(fresh, balance, "plain", rng=draw)
     assert bed_share(fresh) > 0.77
@@ -377,9 +379,17 @@ def test_an_estimate_learns_what_is_usually_bigger(hand_made_room: Scene) -> Non
         assert balance.likely(c, "plain")[c.answer] > 0.5
 
 
+def test_every_room_counts_alike_in_the_estimate() -> None:
+    draw = rng(8)
+    # One crowded room where beds are small against a hundred rooms where they are not.
+    rooms = [coins(0.0, 500, draw), *([coin] for coin in coins(1.0, 100, draw))]
+    weights = fit_balance(rooms, shrink=1.0)
+    assert weights["bed|desk"] > weights["desk|bed"]
+
+
 def test_balance_never_asks_what_has_nearly_one_answer() -> None:
     draw = rng(6)
-    balance = Balance({"plain/size": fit_balance(coins(0.99, 1500, draw), shrink=1.0)})
+    balance = Balance({"plain/size": fit_balance([coins(0.99, 1500, draw)], shrink=1.0)})
     assert thin(coins(0.99, 500, draw), balance, "plain", rng=draw) == []
 
 

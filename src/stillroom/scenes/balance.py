@@ -89,13 +89,17 @@ def thin(
     return [c for c in candidates if rng.random() < balance.keep(c, density)]
 
 
-def fit_balance(candidates: Sequence[Candidate], *, shrink: float) -> dict[str, float]:
+def fit_balance(rooms: Sequence[Sequence[Candidate]], *, shrink: float) -> dict[str, float]:
     """Weights of one task's table: a conditional logit model fitted to unthinned candidates.
 
-    ``shrink`` is the precision of the normal prior that pulls every weight to 0.
+    Candidates come by room, and every room counts alike: it is asked about equally often, however
+    many cases it has. ``shrink`` is the precision of the normal prior that pulls every weight to 0.
     """
     from scipy.optimize import minimize
 
+    candidates = [c for room in rooms for c in room]
+    counts = np.array([1.0 / len(room) for room in rooms for _ in room])
+    counts *= len(counts) / max(counts.sum(), 1.0)
     names = sorted({key for c in candidates for keys in c.keys for key in keys})
     if not names:
         return {}
@@ -116,11 +120,12 @@ def fit_balance(candidates: Sequence[Candidate], *, shrink: float) -> dict[str, 
         top = scores.max(axis=1, keepdims=True)
         odds = np.exp(scores - top)
         total = odds.sum(axis=1, keepdims=True)
-        nll = float((np.log(total) + top).sum() - scores.ravel()[truth].sum())
+        missing = (np.log(total) + top).ravel() - scores.ravel()[truth]
         slope = (odds / total).ravel()
         slope[truth] -= 1.0
+        slope *= np.repeat(counts, answers)
         gradient = np.bincount(weight, weights=slope[cell], minlength=len(names))
-        return nll + 0.5 * shrink * float(w @ w), gradient + shrink * w
+        return float(counts @ missing) + 0.5 * shrink * float(w @ w), gradient + shrink * w
 
     found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
     return {

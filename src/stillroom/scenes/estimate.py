@@ -20,23 +20,23 @@ from stillroom.scenes.facts import RoomFacts
 from stillroom.scenes.questions import density_of
 
 #: How strongly weights are pulled to 0: less where names tell most, or where cases are few.
-SHRINK = {"size": 1.0, "contact": 5.0, "obj_appearance_order": 5.0}
+SHRINK = {"size": 1.0, "contact": 5.0, "obj_appearance_order": 5.0, "route_planning": 5.0}
 SHRINK_ELSEWHERE = 20.0
 #: Of one task so many cases of a room are enough: they are far from independent.
-MOST_A_ROOM = 60
+MOST_A_ROOM = 200
 
 Tables = dict[str, dict[str, float]]
 
 
 def estimate_balance(scenes: Iterable[Scene], *, rng: np.random.Generator) -> Tables:
     """Tables "density/task" from rooms; some thousands of plain ones, hundreds of furnished."""
-    found: dict[str, list[Candidate]] = defaultdict(list)
+    found: dict[str, list[list[Candidate]]] = defaultdict(list)
     for scene in scenes:
-        for candidate in _candidates(scene, rng):
-            found[f"{density_of(scene)}/{candidate.task}"].append(candidate)
+        for cases in _candidates(scene, rng):
+            found[f"{density_of(scene)}/{cases[0].task}"].append(cases)
     return {
-        name: fit_balance(cases, shrink=SHRINK.get(name.partition("/")[2], SHRINK_ELSEWHERE))
-        for name, cases in sorted(found.items())
+        name: fit_balance(rooms, shrink=SHRINK.get(name.partition("/")[2], SHRINK_ELSEWHERE))
+        for name, rooms in sorted(found.items())
     }
 
 
@@ -48,11 +48,12 @@ def write_balance(tables: Tables, path: Path | None = None) -> Path:
     return where
 
 
-def _candidates(scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """What could be asked about the room where names may tell something of the answer."""
+def _candidates(scene: Scene, rng: np.random.Generator) -> Iterator[list[Candidate]]:
+    """By task, what could be asked about the room where names may tell something of the answer."""
     from stillroom.scenes.physics import surface_distances
 
     facts = RoomFacts(scene=scene, distance=surface_distances(scene.objects))
     for make in (*families.MAKERS.values(), *vsi.MAKERS.values()):
-        candidates = [c for c in make(facts, rng=rng) if any(c.keys)]
-        yield from candidates[:MOST_A_ROOM]
+        made = make(facts, rng=rng)
+        for task in sorted({c.task for c in made if any(c.keys)}):
+            yield [c for c in made if c.task == task][:MOST_A_ROOM]
