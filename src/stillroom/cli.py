@@ -11,6 +11,7 @@ import difflib
 import io
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ exit codes: 0 done, 1 a check failed, 2 bad input
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Progress is shown by the bars of the verbs, not by those of the libraries below.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         sys.exit(_run(words))
