@@ -13,7 +13,8 @@ STUDENTS = GROUND | {"text", "engine", "students"}
 TEACHERS = GROUND | {"text", "engine", "training", "scenes", "teachers"}
 EVALUATE = SCENES | {"text", "evaluate"}
 DISTILL = STUDENTS | TEACHERS | {"distill"}
-EVERYTHING = DISTILL | EVALUATE | {"recipes", "registry", "api", "demo", "cli", "verify", "testing"}
+TOP = {"recipes", "registry", "api", "console", "demo", "cli", "verify", "testing"}
+EVERYTHING = DISTILL | EVALUATE | TOP
 
 #: part -> parts it may import. A part may always import itself.
 MAY_IMPORT = {
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     "distill": DISTILL,
     "recipes": DISTILL,
     "testing": DISTILL,
+    "console": set(),
     "registry": EVERYTHING,
     "api": EVERYTHING,
     "demo": EVERYTHING,

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,7 @@ import tyro
 from tyro.conf import Positional
 
 from stillroom import __version__
+from stillroom.console import progress_bar
 from stillroom.records import BadInputError
 
 Layout = Literal["auto", "scannet", "tum", "transforms", "photos"]
@@ -116,34 +117,6 @@ def _one_sentence(boxed: str, prog: str) -> str:
     return f"{text.rstrip('.:;')}; see stillroom {prog} --help"
 
 
-@contextlib.contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that exists only on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
-
-
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
@@ -186,7 +159,7 @@ def scenes_make(words: Sequence[str]) -> int:
     from stillroom import api
 
     given = _parse(options, words, "scenes make")
-    with _bar("making rooms") as progress:
+    with progress_bar("making rooms") as progress:
         made = api.make_scenes(**given, progress=progress)
     state = "was finished already" if not made else f"holds {given['count']} rooms"
     _say(f"{given['out']} {state}")
@@ -230,7 +203,7 @@ def scenes_check(words: Sequence[str]) -> int:
     from stillroom import api
 
     given = _parse(options, words, "scenes check")
-    with _bar("checking") as progress:
+    with progress_bar("checking") as progress:
         report = api.check_scenes(given["path"], progress=progress)
     _say(json.dumps(report) if given["json"] else "\n".join(report["lines"]))
     return 0 if report["ok"] else 1
@@ -323,7 +296,7 @@ def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> in
     from stillroom.training.handed import TrainingDiverged
 
     try:
-        with _bar(verb) as progress:
+        with progress_bar(verb) as progress:
             _say(runs[verb](options.config, **folders, progress=progress))
     except TrainingDiverged as error:
         sys.stderr.write(f"stillroom: {error}\n")
@@ -357,7 +330,7 @@ def label(words: Sequence[str]) -> int:
     from stillroom import api
 
     given = _parse(options, words, "label")
-    with _bar("labelling scenes") as progress:
+    with progress_bar("labelling scenes") as progress:
         done = api.label(**given, progress=progress)
     _say(f"{given['out']} " + (f"labelled {done} scenes" if done else "was finished already"))
     return 0
@@ -419,7 +392,7 @@ def evaluate(words: Sequence[str]) -> int:
 
     given = _parse(options, words, "evaluate")
     as_json = given.pop("json")
-    with _bar("evaluating") as progress:
+    with progress_bar("evaluating") as progress:
         results = api.evaluate(**given, progress=progress)
     if as_json:
         _say(json.dumps(results["rows"]))

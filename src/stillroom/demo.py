@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom import api, recipes, registry
+from stillroom.console import progress_bar
 from stillroom.records import Answerer, BadInputError, Question
 from stillroom.scenes.store import SceneStore, write_atomically
 
@@ -48,25 +49,9 @@ class _Console:
     @contextlib.contextmanager
     def stage(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A named stage with a progress callback; its seconds are kept and shown."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeElapsedColumn as Elapsed
-        from rich.progress import TimeRemainingColumn as Remaining
-
         started = time.monotonic()
-        columns = (
-            TextColumn("{task.description:28}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Elapsed(),
-            Remaining(),
-        )
-        if sys.stderr.isatty():
-            with Progress(*columns, console=Console(stderr=True)) as bars:
-                task = bars.add_task(title, total=None)
-                yield lambda done, total: bars.update(task, completed=done, total=total)
-        else:
-            yield lambda done, total: None
+        with progress_bar(title) as progress:
+            yield progress
         self.times[title] = round(time.monotonic() - started, 1)
         if not sys.stderr.isatty():
             sys.stdout.write(f"{title:28} {self.times[title]:7.1f} s\n")

@@ -153,6 +153,17 @@ class Question:
     facts: tuple[tuple[str, ...], ...] = ()
     object_ids: tuple[int, ...] = ()
 
+    @property
+    def prompt(self) -> str:
+        """What an answerer reads, teacher and student alike.
+
+        Lettered options ("A. left") stand below the question as VSI-Bench prints them; those of
+        the four families stand in their sentences already.
+        """
+        if not self.options or not self.options[0].startswith("A. "):
+            return self.question
+        return "\n".join([self.question, "Options:", *self.options])
+
 
 def asked(scene_id: str, text: str) -> Question:
     """A person's own question: no truth is known.

@@ -22,7 +22,6 @@ from stillroom.scenes.wording import (
     named,
     named_in_vsi,
     phrase,
-    prompt_text,
 )
 
 ANYTHING = Balance({})
@@ -291,7 +290,7 @@ def test_lettered_answers_point_at_the_right_option(
                 f"{letter}. " for letter in "ABCD"[: len(question.options)]
             ]
             assert question.answer in "ABCD"[: len(question.options)]
-            assert prompt_text(question).endswith("\n".join(question.options))
+            assert question.prompt.endswith("\n".join(question.options))
         if question.family == "object_rel_distance":
             right = question.options["ABCD".index(question.answer)][3:]
             target = question.object_ids[0] - 1
@@ -402,7 +401,7 @@ def test_sample_texts_give_all_that_a_model_reads_or_writes(hand_made_facts: Roo
     asked = ask(hand_made_facts)
     texts = set(sample_texts(asked))
     for question in asked:
-        assert prompt_text(question) in texts
+        assert question.prompt in texts
         assert question.answer in texts
         assert set(question.renderings) <= texts
         assert not question.rationale or question.rationale in texts

@@ -14,7 +14,6 @@ import torch
 from stillroom.records import Answerer, BadInputError, Question, Scene, Session, View, asked
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
-from stillroom.text.prompts import prompt_text
 
 Make = Callable[..., Any]
 
@@ -137,5 +136,5 @@ def test_lettered_options_are_read_and_spoken_ones_are_not() -> None:
     base = {"scene_id": "s", "question_id": "q", "split": "test", "answer": "A"}
     lettered = Question(family="x", question="Which?", options=("A. the bed", "B. the box"), **base)
     spoken = Question(family="x", question="Which?", options=("the bed", "the box"), **base)
-    assert prompt_text(lettered) == "Which?\nOptions:\nA. the bed\nB. the box"
-    assert prompt_text(spoken) == "Which?"
+    assert lettered.prompt == "Which?\nOptions:\nA. the bed\nB. the box"
+    assert spoken.prompt == "Which?"

@@ -33,8 +33,7 @@ from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_config import Head
 from stillroom.students.encoders.vggt_load import load_vggt, save_vggt
-from stillroom.training.handed import Progress as StepProgress
-from stillroom.training.handed import StepLosses
+from stillroom.training.handed import StepLosses, count_steps
 from stillroom.training.loop import train
 from stillroom.training.runlog import TrainResult, open_run
 
@@ -151,7 +150,7 @@ def pretrain_encoder(
             best_by="loss",
             out=out,
             settings=settings,
-            progress=_steps(progress),
+            progress=count_steps(progress),
         )
         _write(model.encoder, result, out)
     return _sentence(out)
@@ -207,12 +206,6 @@ def _rows(store: SceneStore, config: PretrainConfig, split: str, out: Path) -> P
             f"{store.path} has views of {height} x {width}; the encoder needs multiples of {patch}"
         )
     return PretrainRows(pixels, config)
-
-
-def _steps(
-    progress: Callable[[int, int], None] | None,
-) -> Callable[[StepProgress], None] | None:
-    return None if progress is None else lambda now: progress(now.step, now.steps)
 
 
 def _write(encoder: VGGT, result: TrainResult, out: Path) -> None:

@@ -20,8 +20,7 @@ from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.teachers.sampling import right_by_family
-from stillroom.text.prompts import prompt_text
-from stillroom.training.handed import Progress as StepProgress
+from stillroom.training.handed import count_steps
 from stillroom.training.loop import train
 from stillroom.training.runlog import open_run
 
@@ -86,7 +85,7 @@ def distill(
         best_by="answer_ce",
         out=out,
         settings=settings,
-        progress=None if progress is None else _steps(progress),
+        progress=count_steps(progress),
     )
     save_student(student, processor, out / "student")
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
@@ -98,10 +97,6 @@ def save_student(student: StillroomStudent, processor: StillroomProcessor, folde
     rounded = copy.deepcopy(student).bfloat16()
     rounded.save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def _steps(progress: Progress) -> Callable[[StepProgress], None]:
-    return lambda now: progress(now.step, now.steps)
 
 
 def _labelled(store: SceneStore, labels: LabelStore, split: str) -> list[str]:
@@ -124,7 +119,7 @@ def _batches(
     processor: StillroomProcessor,
 ) -> Batches:
     questions = {scene_id: store.questions(scene_id) for scene_id in scene_ids}
-    prompts = {q.question_id: prompt_text(q) for asked in questions.values() for q in asked}
+    prompts = {q.question_id: q.prompt for asked in questions.values() for q in asked}
     said = {scene_id: labels.labels(scene_id) for scene_id in scene_ids}
     tokenizer = processor.tokenizer
     items = items_by_scene(questions, said, prompts, tokenizer)

@@ -21,7 +21,6 @@ from stillroom.scenes.wording import (
     VSI_WORDING,
     lettered,
     phrase,
-    prompt_text,
 )
 
 #: Every room carries so many questions of each family.
@@ -123,7 +122,7 @@ def question_id(scene_id: str, family: str, question: str, index: int) -> str:
 def sample_texts(questions: Iterable[Question]) -> Iterator[str]:
     """Everything a language model reads or writes about the questions, for the tokenizer."""
     for question in questions:
-        yield prompt_text(question)
+        yield question.prompt
         yield question.answer
         yield from question.renderings[1:]
         if question.rationale:

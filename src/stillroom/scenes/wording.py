@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from stillroom.records import Question, Split
+from stillroom.records import Split
 
 #: What each family asks, "{a}" being the first object named. Answers stand in the sentence.
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -168,16 +168,6 @@ def _groups(pattern: str) -> str:
 def lettered(options: list[str]) -> tuple[str, ...]:
     """Options as VSI-Bench prints them: "A. left", "B. right"."""
     return tuple(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
-
-
-def prompt_text(question: Question) -> str:
-    """What an answerer reads: the question, and below it the options of a lettered choice.
-
-    Options of the four families stand in their sentences, so nothing is added to them.
-    """
-    if question.family not in VSI_CHOICE_TASKS:
-        return question.question
-    return "\n".join([question.question, "Options:", *question.options])
 
 
 def article(name: str) -> str:

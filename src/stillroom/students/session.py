@@ -20,7 +20,6 @@ from stillroom.records import (
 )
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import Photo, StillroomProcessor
-from stillroom.text.prompts import prompt_text
 
 
 class StudentSession:
@@ -45,7 +44,7 @@ class StudentSession:
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order."""
-        prompts = [self.processor.question_ids(prompt_text(question)) for question in questions]
+        prompts = [self.processor.question_ids(question.prompt) for question in questions]
         said = self.student.answer_ids(self._prefix, prompts)
         return [
             Answer(question_id=question.question_id, text=self.processor.decode(ids))

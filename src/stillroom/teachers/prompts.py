@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from stillroom.records import BadInputError, Question
 from stillroom.teachers.llava3d_config import TemplateName, read_json
-from stillroom.text.prompts import prompt_text
 from stillroom.text.tokenizer import RESERVED, Tokenizer
 
 #: Stand-ins among token ids: the visual block, and one coordinate.
@@ -59,7 +58,7 @@ class Template:
 
         Nothing in the question's text is taken for a placeholder.
         """
-        text = prompt_text(question)
+        text = question.prompt
         if self.short_answer and question.family not in ("description", "asked"):
             text = f"{text} {self.short_answer}"
         ids = tokenizer.encode(f"{self.after_image}{text}{self.assistant}")

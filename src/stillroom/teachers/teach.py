@@ -24,7 +24,6 @@ from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack
 from stillroom.engine.prefix import decoder_states
 from stillroom.records import FAMILIES, BadInputError, Question, content_hash
 from stillroom.scenes.pixels import PixelCache, cache_pixels
-from stillroom.scenes.questions import prompt_text
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.teachers.llava3d import LLaVA3D
@@ -35,9 +34,9 @@ from stillroom.teachers.sampling import choose_questions, right_by_family
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
-from stillroom.training.handed import Progress as StepProgress
-from stillroom.training.handed import StepLosses
+from stillroom.training.handed import StepLosses, count_steps
 from stillroom.training.loop import train
+from stillroom.training.runlog import open_run
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +222,7 @@ class _Rows:
         self.config, self.pixels = config, pixels
         self.questions = [list(questions[scene_id]) for scene_id in pixels.scene_ids]
         self.ids = [
-            [(tokenizer.encode(prompt_text(q)), tokenizer.encode_answer(q.answer)) for q in asked]
+            [(tokenizer.encode(q.prompt), tokenizer.encode_answer(q.answer)) for q in asked]
             for asked in self.questions
         ]
         # The same questions, asked for their reasons: a mark behind the question says so.
@@ -307,6 +306,14 @@ def teach(
         BadInputError: a store without train or val scenes, or of another picture size.
     """
     tokenizer = load_tokenizer()
+    settings = {
+        "verb": "teach",
+        "config": asdict(config),
+        "scenes": content_hash(open_store(scenes).scene_ids("train")),
+        "validation": content_hash(open_store(validation or scenes).scene_ids("val")),
+    }
+    # Refuse a foreign folder before anything is decoded or written.
+    open_run(out, config=config.train, settings=settings)
     training = _rows(config, scenes, "train", tokenizer, out)
     held_out = _rows(config, validation or scenes, "val", tokenizer, out)
     torch.manual_seed(config.train.seed)
@@ -323,12 +330,8 @@ def teach(
         evaluate=lambda: _evaluate(model, held_out, config),
         best_by="answer_ce",
         out=out,
-        settings={
-            "verb": "teach",
-            "config": asdict(config),
-            "scenes": content_hash(training.pixels.scene_ids),
-        },
-        progress=_steps(progress),
+        settings=settings,
+        progress=count_steps(progress),
     )
     save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
@@ -373,12 +376,6 @@ def _rows(config: TeachConfig, scenes: Path, split: str, tokenizer: Tokenizer, o
         )
     asked = {scene_id: store.questions(scene_id) for scene_id in pixels.scene_ids}
     return _Rows(config, pixels, asked, tokenizer)
-
-
-def _steps(
-    progress: Callable[[int, int], None] | None,
-) -> Callable[[StepProgress], None] | None:
-    return None if progress is None else lambda now: progress(now.step, now.steps)
 
 
 def _step(model: Teaching, batch: TeachBatch, config: TeachConfig) -> StepLosses:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,6 +57,13 @@ class Progress:
     row: Mapping[str, Any]
     # What the evaluation after this step said, if there was one.
     metrics: Mapping[str, float] | None
+
+
+def count_steps(
+    progress: Callable[[int, int], None] | None,
+) -> Callable[[Progress], None] | None:
+    """A (done, total) callback as what ``train`` calls after every step."""
+    return None if progress is None else lambda now: progress(now.step, now.steps)
 
 
 class TrainingDiverged(RuntimeError):
