@@ -46,11 +46,11 @@ def mini_cpu() -> DistillConfig:
     """The embedded default: 1.7 M student, K = 8 learned slots, prefix mask; minutes on 2 cores."""
     return DistillConfig(
         train=TrainConfig(
-            steps=1200,
+            steps=400,
             scenes_per_step=8,
             learning_rate=2e-3,
-            evaluate_every=200,
-            save_every=100,
+            evaluate_every=100,
+            save_every=50,
         )
     )
 
