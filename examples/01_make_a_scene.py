@@ -1,4 +1,4 @@
-"""Make five furnished rooms, ask geometry about one of them, and draw it.
+"""Make five rooms, ask geometry about one of them, and draw it.
 
 python examples/01_make_a_scene.py --out runs/rooms
 """
