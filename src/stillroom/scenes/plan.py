@@ -24,6 +24,8 @@ _STEPS = (0.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0)
 #: Depth pixels drawn of a capture, and heights above the floor that are drawn (metres).
 _MOST_POINTS = 30_000
 _HEIGHTS_M = (0.05, 2.0)
+#: Share of points on each side, in percent, that counts as stray.
+_STRAY = 2.0
 
 
 def object_colour(index: int) -> tuple[float, float, float]:
@@ -131,6 +133,8 @@ def _draw_view0(axes: Any, scene: Scene) -> None:
     origin = to_world[:2, 3]
     for axis, (name, colour) in enumerate(_AXES):
         end = origin + 0.75 * to_world[:2, axis]
+        # An arrow alone would not widen the plan.
+        axes.plot(*zip(origin, end), color=colour, lw=1.0, zorder=9)
         axes.annotate(
             "", end, origin, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.8}, zorder=9
         )
@@ -138,7 +142,7 @@ def _draw_view0(axes: Any, scene: Scene) -> None:
 
 
 def _draw_points(axes: Any, scene: Scene) -> None:
-    """What the depth of a capture shows between knee and door height, in its own colours."""
+    """What a capture's depth shows between floor and door height, in its own colours."""
     points, colours = [], []
     for view in scene.views:
         if view.depth is None or view.c2w is None or view.intrinsics is None:
@@ -154,5 +158,10 @@ def _draw_points(axes: Any, scene: Scene) -> None:
     height = where[:, 2] - scene.floor_z
     rows = np.flatnonzero((height > _HEIGHTS_M[0]) & (height < _HEIGHTS_M[1]))
     rows = rows[:: max(1, len(rows) // _MOST_POINTS)]
+    if not len(rows):
+        return
+    # Stray points far away would make the room small.
+    low, high = np.percentile(where[rows, :2], (_STRAY, 100 - _STRAY), axis=0)
+    rows = rows[((where[rows, :2] >= low) & (where[rows, :2] <= high)).all(axis=1)]
     rows = rows[np.argsort(height[rows], kind="stable")]
     axes.scatter(where[rows, 0], where[rows, 1], s=1.2, c=paint[rows], linewidths=0, zorder=2)
