@@ -84,6 +84,19 @@ def check_scenes(path: Path | str, *, progress: Progress | None = None) -> dict[
     return check_path(Path(path), progress=progress)
 
 
+def audit_scenes(
+    path: Path | str, *, seed: int = 0, progress: Progress | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """What words alone give away of a store's answers: the figures, and lines to print.
+
+    ``ok`` is False where a guesser stands more than 3 points above chance.
+    """
+    from stillroom.evaluate.audit import audit, lines
+
+    report = audit(Path(path), seed=seed, progress=progress)
+    return report, lines(report)
+
+
 def show_scene(
     path: Path | str, *, scene: str = "0", out: Path | str = Path("contact_sheet.png")
 ) -> Path:

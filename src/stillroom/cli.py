@@ -37,6 +37,7 @@ rooms and captures
   scenes make        make rooms with questions whose answers come from geometry
   scenes import      read a posed RGB-D capture or a folder of photos
   scenes check       are poses, depth and answers consistent?
+  scenes audit       what words alone give away: guessers beside chance
   scenes show        a contact sheet: views, depth, boxes, plan, questions
 models
   pretrain-encoder   train a miniature geometry encoder (RECIPE)
@@ -206,6 +207,34 @@ def scenes_check(words: Sequence[str]) -> int:
     with progress_bar("checking") as progress:
         report = api.check_scenes(given["path"], progress=progress)
     _say(json.dumps(report) if given["json"] else "\n".join(report["lines"]))
+    return 0 if report["ok"] else 1
+
+
+def scenes_audit(words: Sequence[str]) -> int:
+    """Look for shortcuts."""
+
+    def options(
+        path: Positional[Folder], /, *, seed: int = 0, json: bool = False
+    ) -> dict[str, Any]:
+        """Can the questions be answered without looking? Exit code 1 if a guesser can.
+
+        Guessers of words, of the kinds named and of frequencies answer each fifth of the scenes
+        from the other four; each may be 3 points above chance.
+
+        Args:
+            path: A scene store.
+            seed: Which scenes make a fifth.
+            json: Print one JSON object.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "scenes audit")
+    as_json = given.pop("json")
+    with progress_bar("auditing") as progress:
+        report, lines = api.audit_scenes(**given, progress=progress)
+    _say(json.dumps(report) if as_json else "\n".join(lines))
     return 0 if report["ok"] else 1
 
 
@@ -506,6 +535,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "scenes make": scenes_make,
     "scenes import": scenes_import,
     "scenes check": scenes_check,
+    "scenes audit": scenes_audit,
     "scenes show": scenes_show,
     "pretrain-encoder": pretrain_encoder,
     "teach": teach,

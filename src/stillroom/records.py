@@ -256,6 +256,17 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class SceneBatchTeacher(Teacher, Protocol):
+    """A teacher that is faster with several scenes at once."""
+
+    def label_scenes(
+        self, asked: Sequence[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
+    ) -> list[TeacherLabel]:
+        """What ``label`` gives for each scene, one after another."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a folder of ours says of itself; written last, read first."""

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from stillroom.distill.batches import Batches, items_by_scene
+from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
-from stillroom.distill.features import FeatureCache
+from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.run import distill
 from stillroom.engine.packing import IGNORE_INDEX
+from stillroom.geometry.poses import transform, view0_from_world
 from stillroom.records import BadInputError
+from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_config import mini_config
@@ -83,7 +86,9 @@ def test_a_run_ends_with_a_student_that_answers(world: Path, tmp_path: Path) -> 
     assert "after 6 steps" in run(world, tmp_path / "run")
     rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert set(rows[0]["terms"]) == {"text", "depth_ce", "depth_reg", "depth_kl"}
+    depth = {"depth_ce", "depth_reg", "depth_kl"}
+    assert set(rows[0]["terms"]) == {"text", *depth, "naming", "grounding"}
+    assert rows[-1]["terms"]["grounding"] < rows[0]["terms"]["grounding"]
     assert rows[-1]["terms"]["text"] < rows[0]["terms"]["text"]
     store = open_store(world / "scenes")
     scene = next(store.iter_scenes("val"))
@@ -91,9 +96,9 @@ def test_a_run_ends_with_a_student_that_answers(world: Path, tmp_path: Path) -> 
     session = StudentAnswerer.from_folder(tmp_path / "run" / "student").open(scene)
     said = session.answer(questions)
     assert [answer.question_id for answer in said] == [q.question_id for q in questions]
-    depth = session.geometry().depth
-    assert depth is not None
-    assert depth.shape == (2, 28, 28)
+    geometry = session.geometry()
+    assert geometry.depth is not None
+    assert geometry.depth.shape == (2, 28, 28)
 
 
 def test_the_encoder_does_not_change_and_everything_else_does(world: Path, tmp_path: Path) -> None:
@@ -158,8 +163,9 @@ def test_a_blind_run_sees_no_pictures(world: Path, tmp_path: Path) -> None:
     assert said[0] == said[1]
 
 
-def test_without_depth_terms_only_text_is_left(world: Path, tmp_path: Path) -> None:
-    run(world, tmp_path / "run", replace(TINY, losses=LossConfig(depth=False)))
+def test_without_depth_and_grounding_only_text_is_left(world: Path, tmp_path: Path) -> None:
+    only_text = replace(TINY, losses=LossConfig(depth=False, grounding=False))
+    run(world, tmp_path / "run", only_text)
     rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
     assert set(rows[0]["terms"]) == {"text"}
     assert set(rows[0]["weights"]) == {"text"}
@@ -177,12 +183,42 @@ def test_teacher_logits_stand_at_the_labels(world: Path) -> None:
         tokens=np.zeros((2, 2, 4, 32), np.float16),
         own_depth=np.ones((2, 2, 2, 2), np.float16),
         true_depth=np.ones((2, 2, 2, 2), np.float16),
+        cells=np.zeros((2, 2, 2, 2), np.float16),
+        objects=np.zeros((2, 64, 8), np.float16),
     )
-    batch = Batches(TINY, cache, items, start_id=1).at(0, 0)
+    batch = Batches(TINY, cache, items, prompts=prompts, tokenizer=load_tokenizer()).at(0, 0)
     answers = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
     assert batch.topk_ids is not None
     # The fixed teacher's first candidate is its own answer.
     assert torch.equal(batch.topk_ids[:, 0], answers)
+
+
+def test_names_stand_at_their_boxes_and_cells_at_their_things(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "run")
+    store, tokenizer = open_store(world / "scenes"), load_tokenizer()
+    scene = next(store.iter_scenes("val"))
+    asked = store.questions(scene.scene_id)
+    student, processor = build_student(TINY, world / "encoder")
+    cache = cache_features(
+        student, processor, store, [scene.scene_id], tmp_path / "features", encoder="x"
+    )
+    labels = {scene.scene_id: open_labels(world / "labels").labels(scene.scene_id)}
+    prompts = {q.question_id: q.prompt for q in asked}
+    items = items_by_scene({scene.scene_id: asked}, labels, prompts, tokenizer)
+    batches = Batches(TINY, cache, items, prompts=prompts, tokenizer=tokenizer)
+    batch = batches.batch([0], [items[scene.scene_id]])
+    said = batch.packed.ids[0, batch.packed.prefix_length :]
+    words = [tokenizer.decode([int(said[place])]) for _, place in batch.mention_at.tolist()]
+    assert set(words) == {"red", "table", "blue", "chair"}
+    first = view0_from_world(scene.views[0].c2w, scene.floor_z)
+    for word, box in zip(words, batch.mention_box, strict=True):
+        thing = scene.objects[0 if word in ("red", "table") else 1]
+        expected = [*transform(first, thing.box.center), *np.log(thing.box.size)]
+        np.testing.assert_allclose(box, expected, atol=2e-3)
+    table = (CATEGORIES.index("table") + 1, COLOURS.index("red") + 1)
+    chair = (CATEGORIES.index("chair") + 1, COLOURS.index("blue") + 1)
+    # Each photo shows the table at the top left, the chair at the bottom right, else a wall.
+    assert batch.cell_names[0, 0].tolist() == [[*table], [0, 0], [0, 0], [*chair]]
 
 
 COMMAND = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from stillroom.engine.generate import greedy
+from stillroom.engine.generate import greedy, greedy_scenes
 from stillroom.engine.mask import Kind, Visibility, attention_mask
 from stillroom.engine.packing import Packed, pack_questions, stack_rows
 from stillroom.engine.prefix import decoder_states, prefill
@@ -297,3 +298,27 @@ def test_no_questions_no_answers() -> None:
     lm = language_model("neox")
     prefix = prefill(lm, vision(), visibility="prefix")
     assert greedy(lm, prefix, [], visibility="prefix", max_new_tokens=4, eos_id=EOS) == []
+
+
+@pytest.mark.parametrize("visibility", ALL)
+@pytest.mark.parametrize("joined_tokens", [0, 40, 10_000])
+def test_several_scenes_together_say_what_each_says_alone(
+    lm: PreTrainedModel, visibility: Visibility, joined_tokens: int
+) -> None:
+    views = [vision(), 2 * vision()[:, :3], vision().flip(1)]
+    asked = [
+        (prefill(lm, v, visibility=visibility), prompts_of(lm, questions))
+        for v, questions in zip(views, (QUESTIONS, QUESTIONS[:1], QUESTIONS[1:]), strict=True)
+    ]
+    settings = {"visibility": visibility, "max_new_tokens": 9, "topk": 3}
+    free = [greedy(lm, *one, eos_id=-1, **settings) for one in asked]
+    assert free[0][0].ids != free[2][0].ids
+    # Some end soon, so that what they had cached is dropped while others go on.
+    eos = free[0][0].ids[1]
+    alone = [greedy(lm, *one, eos_id=eos, **settings) for one in asked]
+    assert 2 in {len(answer.ids) for answers in alone for answer in answers}
+    together = greedy_scenes(lm, iter(asked), eos_id=eos, joined_tokens=joined_tokens, **settings)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert [answer.ids for answer in ours] == [answer.ids for answer in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one.topk_logits, other.topk_logits, rtol=1e-4, atol=1e-4)

@@ -53,7 +53,7 @@ def rows(group_tokens: int) -> Packed:
 
 def labelled(lm: PreTrainedModel, packed: Packed, vision: Tensor, visibility: Visibility) -> Tensor:
     text = lm.get_input_embeddings()(packed.ids[:, 6:])
-    states = read_packed(lm, vision, text, packed, visibility=visibility)
+    states = read_packed(lm, vision, text, packed, visibility=visibility).text
     return states[packed.labels[:, 6:] != -100]
 
 

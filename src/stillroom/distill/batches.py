@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,17 @@ from torch import Tensor
 
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache
-from stillroom.engine.packing import Packed, pack_questions, stack_rows
+from stillroom.engine.packing import Packed, pack_questions, question_places, stack_rows
 from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
+from stillroom.scenes.pixels import object_names
+from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.teachers.sampling import choose_questions
+from stillroom.text.mentions import mentions, name_tokens
 from stillroom.text.tokenizer import Tokenizer
 from stillroom.training.data_order import rows_at
+
+#: ``cell_names`` of scenes whose objects nobody knows.
+UNKNOWN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,12 @@ class Batch:
     own_depth: Float[Tensor, "b v g g"]
     true_depth: Float[Tensor, "b v g g"]
     packed: Packed
+    # Kind and colour of what each cell shows, counted from 1, and the tokens of their words.
+    cell_names: Int[Tensor, "b v c 2"]
+    name_words: tuple[Int[Tensor, "k"], Int[Tensor, "l"]]
+    # Names in questions: row, place behind V, and the box meant: centre in view0 [m], log size.
+    mention_at: Int[Tensor, "n 2"]
+    mention_box: Float[Tensor, "n 6"]
     # The teacher's logits at every answer token; None where it gave none.
     topk_ids: Int[Tensor, "a k"] | None
     topk_logits: Float[Tensor, "a k"] | None
@@ -98,13 +111,26 @@ class Batches:
         config: DistillConfig,
         features: FeatureCache,
         items: Mapping[str, Sequence[Item]],
-        *,
-        start_id: int,
+        prompts: Mapping[str, str],
+        tokenizer: Tokenizer,
     ) -> None:
         self.config, self.features = config, features
-        self.items, self.start_id = items, start_id
+        self.items, self.start_id = items, tokenizer.bos_id
         self.scene_ids = list(items)
         self.rows = features.rows(self.scene_ids)
+        self.words = (
+            torch.tensor(name_tokens(CATEGORIES, tokenizer)),
+            torch.tensor(name_tokens(COLOURS, tokenizer)),
+        )
+        names = [object_names(features.objects[row]) for row in self.rows]
+        #: By question: place of each name's last token, and the object_id meant.
+        self.mentions = {
+            item.question.question_id: mentions(
+                prompts[item.question.question_id], known, tokenizer
+            )
+            for scene_id, known in zip(self.scene_ids, names, strict=True)
+            for item in items[scene_id]
+        }
 
     def at(self, step: int, micro: int) -> Batch:
         """One micro-batch of training."""
@@ -132,27 +158,40 @@ class Batches:
         own = torch.from_numpy(self.features.own_depth[rows].astype(np.float32))
         views = own.shape[1]
         prefix = views * self.config.student.vision_grid**2
+        layout: dict[str, Any] = {
+            "slots": self.config.slots.used,
+            "slot_position": self.config.slots.position,
+            "start_id": self.start_id,
+        }
+        pairs = [[(item.question_ids, item.answer_ids) for item in row] for row in items]
         packed = stack_rows(
-            [
-                pack_questions(
-                    [(item.question_ids, item.answer_ids) for item in row],
-                    prefix_length=prefix,
-                    slots=self.config.slots.used,
-                    slot_position=self.config.slots.position,
-                    start_id=self.start_id,
-                )
-                for row in items
-            ],
-            multiple_of=32,
+            [pack_questions(row, prefix_length=prefix, **layout) for row in pairs], multiple_of=32
         )
+        at, boxes = [], []
+        for number, (row, asked) in enumerate(zip(rows, items, strict=True)):
+            if not self.config.vision:
+                break
+            for start, item in zip(question_places(pairs[number], **layout), asked, strict=True):
+                for place, thing in self.mentions[item.question.question_id]:
+                    at.append((number, start + place))
+                    boxes.append(self.features.objects[row, thing, 2:8])
+        # Where nothing is known of a scene, no cell is nameless either: nothing is labelled.
+        known = self.features.objects[rows][:, :, 0].any(axis=1) & self.config.vision
+        cells = self.features.cells[rows].astype(np.int64).reshape(len(rows), -1)
+        shown = np.take_along_axis(self.features.objects[rows], cells[:, :, None], axis=1)[..., :2]
+        shown[~known] = UNKNOWN
         tokens = torch.from_numpy(self.features.tokens[rows].astype(np.float32))
         true = torch.from_numpy(self.features.true_depth[rows].astype(np.float32))
         return Batch(
             tokens=tokens,
             own_depth=own,
-            # The blind student learns no depth either.
+            # The blind student learns neither depth nor where things are.
             true_depth=true if self.config.vision else torch.zeros_like(true),
             packed=packed,
+            cell_names=torch.from_numpy(shown.astype(np.int64)).unflatten(1, (views, -1)),
+            name_words=self.words,
+            mention_at=torch.tensor(at, dtype=torch.long).reshape(-1, 2),
+            mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
             **_logits([item.label for row in items for item in row]),
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from stillroom.distill.config import DistillConfig
+from stillroom.engine.initial import match_queries
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
 from stillroom.students.encoders.vggt_load import load_vggt
@@ -57,5 +58,6 @@ def build_student(
     built = student_config(config, vggt.config)
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)
+    match_queries(student.language_model)
     student.encoder.load_state_dict(vggt.state_dict())
     return student, StillroomProcessor(image_size=built.image_size, max_views=built.max_views)

@@ -56,6 +56,8 @@ class LossConfig:
     temperature: float = 2.0
     # Depth terms on the connector's tokens: bins, regression, soft bins.
     depth: bool = True
+    # Boxes of the things that questions name, where a scene knows them, read at the names.
+    grounding: bool = True
     # uncertainty: learned bounded weights (the paper's Eq. 2); static: all terms weigh 1.
     weighting: Literal["uncertainty", "static"] = "uncertainty"
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from stillroom.distill.pretrain_batches import cell_objects
+from stillroom.geometry.poses import view0_from_world
 from stillroom.records import BadInputError, Scene, View, content_hash
+from stillroom.scenes.pixels import MOST_OBJECTS, object_table
 from stillroom.scenes.store import SceneStore
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+#: Share of a cell that an object must cover to be the cell's.
+SMALLEST_COVER = 0.2
 #: Scenes that share one encoder pass while the cache is made.
 SCENES_PER_PASS = 8
 
@@ -39,6 +44,10 @@ class FeatureCache:
     own_depth: Float[np.ndarray, "n v g g"]
     # Measured depth [m] per cell, 0 where less than half of the cell has any.
     true_depth: Float[np.ndarray, "n v g g"]
+    # object_id of what each cell shows, 0 for walls and floor or where nobody knows.
+    cells: Integer[np.ndarray, "n v g g"]
+    # What is in the scene, as in ``scenes.pixels.object_table``; zeros where nobody knows.
+    objects: Float[np.ndarray, "n m 8"]
 
     def rows(self, scene_ids: Sequence[str]) -> list[int]:
         """Rows of scenes, in their order."""
@@ -46,7 +55,7 @@ class FeatureCache:
         return [place[scene_id] for scene_id in scene_ids]
 
 
-_ARRAYS = ("tokens", "own_depth", "true_depth")
+_ARRAYS = ("tokens", "own_depth", "true_depth", "cells", "objects")
 
 
 def cache_features(
@@ -96,6 +105,8 @@ def _fill(
             "tokens": features.tokens,
             "own_depth": features.depth,
             "true_depth": torch.stack([_true_depth(scene, processor, grid) for scene in scenes]),
+            "cells": torch.stack([_cells(scene, processor, grid) for scene in scenes]),
+            "objects": torch.from_numpy(np.stack([_objects(scene) for scene in scenes])),
         }
         for name, value in values.items():
             array = value.to(torch.float16).numpy()
@@ -114,6 +125,22 @@ def _fill(
             progress(start + len(scenes), len(scene_ids))
     for array in arrays.values():
         array.flush()
+
+
+def _cells(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:
+    blank = [np.zeros(view.rgb.shape[:2]) for view in scene.views]
+    shown = [
+        none if view.instances is None else view.instances for view, none in zip(scene.views, blank)
+    ]
+    maps = torch.from_numpy(processor.depth(shown)).long()[None]
+    return cell_objects(maps, maps.shape[-1] // grid, smallest_cover=SMALLEST_COVER)[0]
+
+
+def _objects(scene: Scene) -> Float[np.ndarray, "m 8"]:
+    first = scene.views[0].c2w
+    if first is None:
+        return np.zeros((MOST_OBJECTS, 8))
+    return object_table(scene, view0_from_world(first, scene.floor_z))
 
 
 def _true_depth(

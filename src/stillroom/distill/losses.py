@@ -148,6 +148,11 @@ def depth_kl(
     return F.kl_div(logprobs, target_probs.float(), reduction="none").sum(dim=-1)
 
 
+def box_error(said: Float[Tensor, "*p 6"], truth: Float[Tensor, "*p 6"]) -> Float[Tensor, "*p 6"]:
+    """Smooth L1 (beta 0.1) of centre [m] and logarithm of the edge lengths, value by value."""
+    return F.smooth_l1_loss(said.float(), truth, reduction="none", beta=0.1)
+
+
 def _tail_logit(
     topk_logits: Float[Tensor, "*p k"], logsumexp: Float[Tensor, "*p"]
 ) -> Float[Tensor, "*p 1"]:
@@ -162,4 +167,5 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "depth_ce": depth_ce,
     "depth_reg": depth_reg,
     "depth_kl": depth_kl,
+    "grounding": box_error,
 }

@@ -123,7 +123,7 @@ def _batches(
     said = {scene_id: labels.labels(scene_id) for scene_id in scene_ids}
     tokenizer = processor.tokenizer
     items = items_by_scene(questions, said, prompts, tokenizer)
-    return Batches(config, features, items, start_id=tokenizer.bos_id)
+    return Batches(config, features, items, prompts=prompts, tokenizer=tokenizer)
 
 
 def _evaluate(

@@ -8,6 +8,7 @@ from stillroom.distill.batches import Batch
 from stillroom.distill.config import LossConfig
 from stillroom.distill.losses import (
     answer_cross_entropy,
+    box_error,
     depth_ce,
     depth_kl,
     depth_reg,
@@ -15,6 +16,7 @@ from stillroom.distill.losses import (
     soft_depth_bins,
     text_loss,
 )
+from stillroom.engine.naming import naming_error, naming_weight
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
 from stillroom.students.connector import VisionFeatures
@@ -25,18 +27,24 @@ from stillroom.training.handed import StepLosses
 SOFT_BIN_WIDTH = 1.0
 
 DEPTH_TERMS = ("depth_ce", "depth_reg", "depth_kl")
+GROUNDING_TERMS = ("naming", "grounding")
 
 
 def term_names(config: LossConfig) -> tuple[str, ...]:
     """The terms that are on, under the names of ``docs/losses.md``."""
-    return ("text", *DEPTH_TERMS) if config.depth else ("text",)
+    depth = DEPTH_TERMS if config.depth else ()
+    return ("text", *depth, *GROUNDING_TERMS) if config.grounding else ("text", *depth)
 
 
 def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) -> StepLosses:
     """Sums of every term over a micro-batch; ``count_labelled`` has what to divide them by."""
     features = VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
     cells = student.cells(features)
-    logits = student.forward_packed(student.pool_cells(cells), batch.packed)
+    level = student.config.mention_layers
+    states = student.packed_states(
+        student.pool_cells(cells), batch.packed, (level,) if config.grounding else ()
+    )
+    logits = student.labelled_logits(states, batch.packed)
     labels = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
     text = text_loss(
         logits,
@@ -50,6 +58,16 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
     terms = {"text": text.sum()}
     if config.depth:
         terms |= _depth_terms(student, cells, batch)
+    if config.grounding:
+        named = states.levels[level][1][tuple(batch.mention_at.T)]
+        words = student.get_input_embeddings()
+        terms["naming"] = torch.stack(
+            [
+                naming_error(cells, words(ids), which).sum()
+                for ids, which in zip(batch.name_words, batch.cell_names.unbind(-1), strict=True)
+            ]
+        ).sum()
+        terms["grounding"] = box_error(student.mention_boxes(named), batch.mention_box).sum()
     with torch.no_grad():
         answer_ce = answer_cross_entropy(logits, labels).sum()
     return StepLosses(terms=terms, metrics={"answer_ce": answer_ce})
@@ -69,7 +87,13 @@ def count_labelled(batch: Batch) -> dict[str, float]:
     """Labelled positions of every term, from the labels alone."""
     answers = float((batch.packed.labels != IGNORE_INDEX).sum())
     cells = float((batch.true_depth > 0).sum())
-    return {"text": answers, "answer_ce": answers, **dict.fromkeys(DEPTH_TERMS, cells)}
+    return {
+        "text": answers,
+        "answer_ce": answers,
+        **dict.fromkeys(DEPTH_TERMS, cells),
+        "naming": naming_weight(batch.cell_names[..., 0]),
+        "grounding": float(batch.mention_box.numel()),
+    }
 
 
 def _depth_terms(

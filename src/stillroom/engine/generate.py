@@ -1,4 +1,4 @@
-"""Greedy answers to many questions about one scene, all in one packed row.
+"""Greedy answers to many questions about a scene, all in one packed row.
 
 The questions stand side by side behind the shared prefix instead of in a batch, so that the keys
 and values of V exist once whatever the number of questions, and prompts need no padding.
@@ -6,7 +6,7 @@ and values of V exist once whatever the number of questions, and prompts need no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from stillroom.engine.mask import Kind, Visibility, attention_mask
-from stillroom.engine.prefix import ScenePrefix, decoder_states
+from stillroom.engine.prefix import ScenePrefix, contents, decoder_states
+
+#: Cached tokens of rows that are decoded side by side: several small scenes, one of the 7B's.
+JOINED_TOKENS = 8_192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +56,68 @@ def greedy(
     Raises:
         ValueError: the prefix was made under another visibility, or a prompt is empty.
     """
-    if prefix.visibility != visibility:
-        raise ValueError(f"the prefix was made for {prefix.visibility}, not for {visibility}")
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise ValueError("a prompt is empty; give it at least one embedding")
-    if max_new_tokens < 1:
-        return [Decoded(ids=[]) for _ in prompts]
+    return greedy_scenes(
+        lm,
+        [(prefix, prompts)],
+        visibility=visibility,
+        max_new_tokens=max_new_tokens,
+        eos_id=eos_id,
+        topk=topk,
+        chunk=chunk,
+        joined_tokens=0,
+    )[0]
+
+
+@torch.no_grad()
+def greedy_scenes(
+    lm: PreTrainedModel,
+    asked: Iterable[tuple[ScenePrefix, Sequence[Float[Tensor, "_ d"]]]],
+    *,
+    visibility: Visibility,
+    max_new_tokens: int,
+    eos_id: int,
+    topk: int = 0,
+    chunk: int = 64,
+    joined_tokens: int = JOINED_TOKENS,
+) -> list[list[Decoded]]:
+    """``greedy`` for several scenes with their prompts: long answers are spelt out side by side.
+
+    Every scene is read by itself, when ``asked`` comes to it; then rows of at most
+    ``joined_tokens`` in all (a single row may be longer) go on together, so that one step of the
+    model serves all of them.
+
+    Raises:
+        ValueError: a prefix was made under another visibility, or a prompt is empty.
+    """
     # Under full_prefix V depends on the question, so that a row holds one question only.
     step = 1 if visibility == "full_prefix" else chunk
+    ends = {"max_new_tokens": max_new_tokens, "eos_id": eos_id, "topk": topk}
     decoded: list[Decoded] = []
-    for start in range(0, len(prompts), step):
-        row = _Row(lm, prefix)
-        logits = row.read(prompts[start : start + step])
-        decoded += _decode(row, logits, max_new_tokens, eos_id, topk)
-    return decoded
+    counts: list[int] = []
+    rows: list[_Row] = []
+    for prefix, prompts in asked:
+        if prefix.visibility != visibility:
+            raise ValueError(f"the prefix was made for {prefix.visibility}, not for {visibility}")
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise ValueError("a prompt is empty; give it at least one embedding")
+        counts.append(len(prompts))
+        for start in range(0, len(prompts) if max_new_tokens > 0 else 0, step):
+            row = _Row(lm, prefix, prompts[start : start + step])
+            if rows and sum(len(r.kind) for r in [*rows, row]) > joined_tokens:
+                decoded += _decode(_joined(rows), **ends)
+                rows = []
+            rows.append(row)
+    if rows:
+        decoded += _decode(_joined(rows), **ends)
+    if max_new_tokens < 1:
+        decoded = [Decoded(ids=[]) for _ in range(sum(counts))]
+    behind = np.cumsum(counts).tolist()
+    return [decoded[end - count : end] for count, end in zip(counts, behind, strict=True)]
 
 
-def _decode(
-    row: _Row, logits: Tensor, max_new_tokens: int, eos_id: int, topk: int
-) -> list[Decoded]:
+def _decode(row: _Row, *, max_new_tokens: int, eos_id: int, topk: int) -> list[Decoded]:
     """Go on from the logits of each question's first answer position until all have ended."""
+    logits = row.first
     alive = list(range(len(logits)))
     answers = [_Answer() for _ in alive]
     for step in range(max_new_tokens):
@@ -92,6 +137,7 @@ def _decode(
             break
         if len(kept) < len(ids):
             chosen = chosen[torch.tensor(kept, device=chosen.device)]
+        row.forget(alive)
         logits = row.extend(alive, chosen)
     return [answer.finish() for answer in answers]
 
@@ -111,34 +157,58 @@ class _Answer:
 
 
 class _Row:
-    """A packed row that grows: V, then all prompts, then one answer token per living question."""
+    """A packed row that grows: V, then all prompts, then one answer token per living question.
 
-    def __init__(self, lm: PreTrainedModel, prefix: ScenePrefix) -> None:
-        self.lm, self.prefix = lm, prefix
+    Rows of several scenes may have been joined into one: ``scene`` tells whose each position is.
+    """
+
+    def __init__(self, lm: PreTrainedModel, prefix: ScenePrefix, prompts: Sequence[Tensor]) -> None:
+        self.lm = lm
         self.cache: DynamicCache = prefix.cache()
-        device = prefix.embeds.device
-        self.position = torch.arange(prefix.length, device=device)
-        self.kind = torch.full_like(self.position, int(Kind.V))
-        self.segment = torch.zeros_like(self.position)
-        # Position of the next token of each question.
-        self.next: Tensor = torch.empty(0, dtype=torch.long, device=device)
-
-    def read(self, prompts: Sequence[Tensor]) -> Tensor:
-        """Logits at each prompt's last token, ``[questions vocabulary]``."""
-        device, n = self.kind.device, self.prefix.length
+        device, n = prefix.embeds.device, prefix.length
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         ends = lengths.cumsum(0)
         segment = torch.repeat_interleave(torch.arange(len(prompts)), lengths)
         within = torch.arange(int(ends[-1])) - (ends - lengths)[segment]
-        self.next = (n + lengths).to(device)
+        self.position = torch.arange(n, device=device)
+        self.kind = torch.full_like(self.position, int(Kind.V))
+        self.segment = torch.zeros_like(self.position)
+        self.scene = torch.zeros_like(self.position)
+        # By question: position of its next token, and its scene.
+        self.next: Tensor = (n + lengths).to(device)
+        self.of_scene = torch.zeros_like(self.next)
+        self._append(Kind.Q, segment.to(device) + 1, (n + within).to(device))
         embeds = torch.cat(list(prompts))[None]
         # Nothing of V is cached under full_prefix: it is read along with the question.
-        cached = bool(self.prefix.layers)
+        cached = bool(prefix.layers)
         start = n if cached else 0
-        self._append(Kind.Q, segment.to(device) + 1, (n + within).to(device))
-        embeds = embeds if cached else torch.cat([self.prefix.embeds, embeds], dim=1)
-        states = self._states(embeds, start)
-        return self._logits(states[n - start :][(ends - 1).to(device)])
+        embeds = embeds if cached else torch.cat([prefix.embeds, embeds], dim=1)
+        mask = attention_mask(
+            self.kind[None],
+            self.segment[None],
+            self.position[None],
+            visibility=prefix.visibility,
+            query_start=start,
+        )
+        states = self._states(embeds, mask, start)
+        #: Logits at each prompt's last token, [questions vocabulary].
+        self.first = self._logits(states[n - start :][(ends - 1).to(device)])
+
+    def forget(self, alive: Sequence[int]) -> None:
+        """Drop what ended questions have cached, once that is most of it."""
+        kept = self.kind == Kind.V
+        kept |= torch.isin(self.segment, torch.tensor(alive, device=kept.device) + 1)
+        if 2 * int(kept.sum()) > len(kept):
+            return
+        index = kept.nonzero()[:, 0]
+        smaller = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            keys, values = contents(layer)
+            smaller.update(keys[:, :, index], values[:, :, index], number)
+        self.cache = smaller
+        self.kind, self.segment, self.position, self.scene = (
+            x[index] for x in (self.kind, self.segment, self.position, self.scene)
+        )
 
     def extend(self, alive: Sequence[int], tokens: Tensor) -> Tensor:
         """Logits after one more answer token of each living question."""
@@ -147,23 +217,40 @@ class _Row:
         self._append(Kind.A, index + 1, self.next[index])
         self.next[index] += 1
         embeds = self.lm.get_input_embeddings()(tokens)[None]
-        return self._logits(self._states(embeds, start))
+        # An answer's newest token sees V of its scene and all of its own question.
+        whose = self.scene[start:, None] == self.scene[None, :]
+        own = self.segment[start:, None] == self.segment[None, :]
+        mask = whose & (own | (self.kind == Kind.V)[None, :])
+        return self._logits(self._states(embeds, mask[None, None], start))
 
     def _append(self, kind: Kind, segment: Tensor, position: Tensor) -> None:
         self.kind = torch.cat([self.kind, torch.full_like(segment, int(kind))])
         self.segment = torch.cat([self.segment, segment])
         self.position = torch.cat([self.position, position])
+        self.scene = torch.cat([self.scene, self.of_scene[segment - 1]])
 
-    def _states(self, embeds: Tensor, start: int) -> Tensor:
-        mask = attention_mask(
-            self.kind[None],
-            self.segment[None],
-            self.position[None],
-            visibility=self.prefix.visibility,
-            query_start=start,
-        )
+    def _states(self, embeds: Tensor, mask: Tensor, start: int) -> Tensor:
         position = self.position[None, start:]
         return decoder_states(self.lm, embeds, mask=mask, position=position, cache=self.cache)[0]
 
     def _logits(self, states: Tensor) -> Tensor:
         return self.lm.get_output_embeddings()(states).float()
+
+
+def _joined(rows: Sequence[_Row]) -> _Row:
+    """One row of all; questions and scenes are counted on from row to row."""
+    first, *others = rows
+    if not others:
+        return first
+    questions = np.cumsum([0, *(len(row.next) for row in rows)])
+    for number, row in enumerate(rows):
+        row.segment = torch.where(row.segment > 0, row.segment + int(questions[number]), 0)
+        row.scene, row.of_scene = row.scene + number, row.of_scene + number
+    for name in ("position", "kind", "segment", "scene", "next", "of_scene", "first"):
+        setattr(first, name, torch.cat([getattr(row, name) for row in rows]))
+    cache = DynamicCache()
+    for number, layers in enumerate(zip(*(row.cache.layers for row in rows), strict=True)):
+        keys, values = zip(*map(contents, layers), strict=True)
+        cache.update(torch.cat(keys, dim=2), torch.cat(values, dim=2), number)
+    first.cache = cache
+    return first

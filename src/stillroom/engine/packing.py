@@ -108,6 +108,22 @@ def pack_questions(
     )
 
 
+def question_places(
+    pairs: Sequence[tuple[list[int], list[int]]],
+    *,
+    slots: int = 0,
+    slot_position: SlotPosition = "before",
+    start_id: int | None = None,
+) -> list[int]:
+    """Where each question of ``pack_questions``' row has its first token, counted behind V."""
+    places, start = [], 0
+    for question, answer in pairs:
+        kinds, _ = prompt_layout(question, slots=slots, slot_position=slot_position, start_id=None)
+        places.append(start + kinds.index(int(Kind.Q)))
+        start += len(kinds) + (start_id is not None) + len(answer)
+    return places
+
+
 def prompt_layout(
     question: Sequence[int], *, slots: int, slot_position: SlotPosition, start_id: int | None
 ) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +50,38 @@ def decoder_states(
     cache: DynamicCache | None = None,
 ) -> Float[Tensor, "b q d"]:
     """Last hidden states (after the final norm) of new positions; ``cache`` grows by them."""
+    return _all_states(lm, embeds, mask=mask, position=position, cache=cache).last_hidden_state
+
+
+def _all_states(
+    lm: PreTrainedModel,
+    embeds: Float[Tensor, "b q d"],
+    *,
+    mask: Tensor,
+    position: Tensor,
+    cache: DynamicCache | None,
+    every_layer: bool = False,
+) -> Any:
     return lm.base_model(
         inputs_embeds=embeds,
         attention_mask=for_attention(lm, mask, embeds.dtype),
         position_ids=position,
         past_key_values=cache,
         use_cache=cache is not None,
-    ).last_hidden_state
+        output_hidden_states=every_layer,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedStates:
+    """Hidden states of packed rows: the last ones, and those after some of the layers.
+
+    ``text`` is behind V and after the final norm; padding has states without meaning. ``levels``
+    has, by the number of layers passed, the states of V and of what stands behind it.
+    """
+
+    text: Float[Tensor, "b t d"]
+    levels: Mapping[int, tuple[Float[Tensor, "b n d"], Float[Tensor, "b t d"]]]
 
 
 def read_packed(
@@ -65,22 +91,42 @@ def read_packed(
     packed: Packed,
     *,
     visibility: Visibility,
-) -> Float[Tensor, "b t d"]:
-    """Last hidden states of all that stands behind V in packed rows, for training.
+    levels: Sequence[int] = (),
+) -> PackedStates:
+    """Hidden states of packed rows, for training; ``levels`` asks for some layers' own.
 
     V is read once and its keys and values are shared by groups of questions, as in a session;
-    gradients flow through them. Padding gets states without meaning. Where V depends on the
-    question (``full_prefix``) the row is read in one piece, as the mask is drawn.
+    gradients flow through them. Where V depends on the question (``full_prefix``) the row is read
+    in one piece, as the mask is drawn.
     """
     n = packed.prefix_length
     layout = (packed.kind, packed.segment, packed.position)
     if visibility == "full_prefix" or packed.groups is None:
         mask = attention_mask(*layout, visibility=visibility)
         embeds = torch.cat([vision, text], dim=1)
-        return decoder_states(lm, embeds, mask=mask, position=packed.position)[:, n:]
+        whole = _all_states(
+            lm,
+            embeds,
+            mask=mask,
+            position=packed.position,
+            cache=None,
+            every_layer=bool(levels),
+        )
+        parts = {k: whole.hidden_states[k] for k in levels}
+        return PackedStates(
+            text=whole.last_hidden_state[:, n:],
+            levels={k: (states[:, :n], states[:, n:]) for k, states in parts.items()},
+        )
     cache = DynamicCache()
     seen = attention_mask(*(values[:, :n] for values in layout), visibility=visibility)
-    decoder_states(lm, vision, mask=seen, position=packed.position[:, :n], cache=cache)
+    scene = _all_states(
+        lm,
+        vision,
+        mask=seen,
+        position=packed.position[:, :n],
+        cache=cache,
+        every_layer=bool(levels),
+    )
     rows, groups, length = packed.groups.shape
     index = packed.groups.flatten(1)  # [b g*m]
     kind, segment, position = (
@@ -88,17 +134,25 @@ def read_packed(
         for values, part in zip(layout, _grouped(packed), strict=True)
     )
     mask = attention_mask(kind, segment, position, visibility=visibility, query_start=n)
-    states = decoder_states(
+    questions = _all_states(
         lm,
         _take(F.pad(text, (0, 0, 0, 1)), index).view(rows * groups, length, -1),
         mask=mask,
         position=position[:, n:],
         cache=_SharedPrefix(cache, groups),
+        every_layer=bool(levels),
     )
     # Back to the places the groups were taken from.
     places = torch.zeros(rows, text.shape[1] + 1, dtype=torch.long, device=text.device)
     places.scatter_(1, index, torch.arange(index.shape[1], device=text.device).expand_as(index))
-    return _take(states.view(rows, groups * length, -1), places[:, :-1])
+
+    def back(states: Tensor) -> Tensor:
+        return _take(states.view(rows, groups * length, -1), places[:, :-1])
+
+    return PackedStates(
+        text=back(questions.last_hidden_state),
+        levels={k: (scene.hidden_states[k], back(questions.hidden_states[k])) for k in levels},
+    )
 
 
 def _grouped(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +177,7 @@ class _SharedPrefix(DynamicCache):
 
     def __init__(self, prefix: DynamicCache, groups: int) -> None:
         super().__init__()
-        self._prefix = [_contents(layer) for layer in prefix.layers]
+        self._prefix = [contents(layer) for layer in prefix.layers]
         self._groups = groups
 
     def update(
@@ -151,10 +205,10 @@ def prefill(
     mask = attention_mask(kind, torch.zeros_like(kind), position, visibility=visibility)
     cache = DynamicCache()
     decoder_states(lm, embeds, mask=mask, position=position, cache=cache)
-    layers = tuple(_contents(layer) for layer in cache.layers)
+    layers = tuple(contents(layer) for layer in cache.layers)
     return ScenePrefix(embeds=embeds, layers=layers, visibility=visibility)
 
 
-def _contents(layer: Any) -> tuple[Tensor, Tensor]:
-    """Keys and values of one layer of a cache, ``[1 heads n d]`` each."""
+def contents(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of one layer of a cache, ``[b heads n d]`` each."""
     return layer.keys, layer.values

@@ -7,6 +7,7 @@ model of the other four.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,12 +26,15 @@ from stillroom.records import (
     Scene,
     Session,
 )
+from stillroom.scenes.rooms import CATEGORIES
 from stillroom.scenes.store import SceneStore
 from stillroom.text.answers import official_number, option_index, spoken
 
 FOLDS = 5
 #: Questions of a family that ``blind`` learns from, at most: the fit stays a matter of seconds.
 MOST_QUESTIONS = 6_000
+
+_KIND = re.compile(rf"\b({'|'.join(sorted(CATEGORIES, key=len, reverse=True))})\b")
 
 Fit = Callable[[Sequence[Question]], Answerer]
 _Key = TypeVar("_Key", int, str)
@@ -89,6 +93,31 @@ def fit_majority(questions: Sequence[Question]) -> Answerer:
     return _PerQuestion(_commonest_answer(questions))
 
 
+def fit_kind_prior(questions: Sequence[Question]) -> Answerer:
+    """Says what was most often right where the same kinds of things were named in the same order.
+
+    Kinds never named so, and numbers, get the majority's answer of the family.
+    """
+    places: dict[tuple[str, ...], Counter[int]] = {}
+    for question in questions:
+        right = right_option(question)
+        if right is not None:
+            places.setdefault(_kinds_asked(question), Counter())[right] += 1
+    place = {key: _commonest(counts) for key, counts in places.items()}
+    otherwise = _commonest_answer(questions)
+
+    def say(question: Question) -> str:
+        index = place.get(_kinds_asked(question)) if question.options else None
+        return otherwise(question) if index is None else spoken(question.options, index)
+
+    return _PerQuestion(say)
+
+
+def _kinds_asked(question: Question) -> tuple[str, ...]:
+    """Family and kinds named, options included, in reading order."""
+    return (question.family, *kinds_named(f"{question.question} {' '.join(question.options)}"))
+
+
 def fit_blind(questions: Sequence[Question], *, rng: np.random.Generator) -> Answerer:
     """Answers from the words of the question alone, one n-gram model per family.
 
@@ -145,6 +174,12 @@ class CrossFitted:
     def open(self, scene: Scene) -> Session:
         """The model that never learnt from this scene."""
         return self._models[self._fold[scene.scene_id]].open(scene)
+
+    def answer(self, question: Question) -> str:
+        """The same model's answer; what is fitted to words needs no scene to be opened."""
+        model = self._models[self._fold[question.scene_id]]
+        assert isinstance(model, _PerQuestion)
+        return model.answer([question])[0].text
 
 
 def baseline(
@@ -231,7 +266,12 @@ def _derangement(members: list[str], split: str, *, rng: np.random.Generator) ->
     return dict(zip(ring, ring[1:] + ring[:1], strict=True))
 
 
-def _right_option(question: Question) -> int | None:
+def kinds_named(text: str) -> list[str]:
+    """Kinds of things that a text names, in reading order."""
+    return _KIND.findall(text)
+
+
+def right_option(question: Question) -> int | None:
     """Index of the true option; None for questions without options."""
     if not question.options or not question.answer:
         return None
@@ -242,7 +282,7 @@ def _right_option(question: Question) -> int | None:
 
 
 def _choice(question: Question) -> Choice | None:
-    right = _right_option(question)
+    right = right_option(question)
     if right is None:
         return None
     return Choice(
@@ -269,7 +309,7 @@ def _commonest_answer(questions: Sequence[Question]) -> Callable[[Question], str
     places: dict[str, Counter[int]] = {}
     texts: dict[str, Counter[str]] = {}
     for question in questions:
-        right = _right_option(question)
+        right = right_option(question)
         if right is not None:
             places.setdefault(question.family, Counter())[right] += 1
         elif question.answer:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.pretrain_config import PretrainConfig
+from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.teachers.teach import TeachConfig
 from stillroom.training.config import TrainConfig
 
@@ -15,12 +16,15 @@ def pretrain_cpu() -> PretrainConfig:
     """encoder_mini: a VGGT of 1.7 M parameters on depth, points, cameras and patch objects."""
     return PretrainConfig(
         train=TrainConfig(
-            steps=3000,
+            steps=6500,
             scenes_per_step=8,
             learning_rate=1.2e-3,
-            evaluate_every=250,
+            evaluate_every=325,
             save_every=100,
-        )
+        ),
+        encoder=mini_config(qk_gain=1.7),
+        early_round=1,
+        validation_scenes=60,
     )
 
 
@@ -33,11 +37,11 @@ def teach_cpu() -> TeachConfig:
     """teacher_mini: a LLaVA-3D of 3.2 M parameters, taught from truth with depth and poses."""
     return TeachConfig(
         train=TrainConfig(
-            steps=2400,
-            scenes_per_step=8,
-            learning_rate=1.5e-3,
-            evaluate_every=200,
-            save_every=50,
+            steps=5200,
+            scenes_per_step=4,
+            learning_rate=1.2e-3,
+            evaluate_every=400,
+            save_every=100,
         ),
     )
 

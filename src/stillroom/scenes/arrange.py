@@ -72,15 +72,23 @@ class Arranger:
         return category, furniture.draw_size(category, self.rng, natural=self.natural)
 
     def _look(self, category: str) -> tuple[str, str]:
-        """A colour and pattern that no other thing of the kind has; often one of its colours."""
+        """A colour and pattern that no other thing of the kind has.
+
+        In a home often a colour of that kind again; in a plain room a colour that nothing else
+        has, as long as there is one: there the colour alone says which thing is meant.
+        """
         taken = {
             (place.item.colour, place.item.pattern)
             for place in self.layout.placed
             if place.item.category == category
         }
+        colours: Sequence[str] = COLOURS
+        if not self.natural:
+            used = {place.item.colour for place in self.layout.placed}
+            colours = [colour for colour in COLOURS if colour not in used] or COLOURS
         while True:
-            colour = COLOURS[int(self.rng.integers(len(COLOURS)))]
-            if taken and self.rng.random() < 0.3:
+            colour = colours[int(self.rng.integers(len(colours)))]
+            if self.natural and taken and self.rng.random() < 0.3:
                 colour = sorted(taken)[int(self.rng.integers(len(taken)))][0]
             pattern = str(self.rng.choice(PATTERNS, p=(0.6, 0.2, 0.2)))
             if (colour, pattern) not in taken:

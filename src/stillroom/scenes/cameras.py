@@ -42,16 +42,19 @@ def walk_around(
     views: int,
     side: int,
     unseen: bool,
+    wide: tuple[float, float],
+    overview: float,
     tries: int = 4,
 ) -> Walk | None:
     """A walk of ``views`` photos of ``side`` pixels, the best of a few; None if none is usable.
 
-    ``owner`` is the object_id of each solid, 0 for the room.
+    ``owner`` is the object_id of each solid, 0 for the room. ``wide`` [degrees] are the least and
+    the largest field of view; ``overview`` is how often the first photo is the one that shows most.
     """
     best: Walk | None = None
-    fov = rng.uniform(np.radians(60), np.radians(66))
+    fov = float(np.radians(rng.uniform(*wide)))
     for _ in range(tries):
-        walk = _one_walk(plan, solids, owner, cast, rng, views, unseen, fov)
+        walk = _one_walk(plan, solids, owner, cast, rng, views, unseen, fov, overview)
         if walk is None:
             continue
         if best is None or _score(walk) > _score(best):
@@ -76,6 +79,7 @@ def _one_walk(
     views: int,
     unseen: bool,
     fov: float,
+    overview: float,
 ) -> Walk | None:
     """One walk with a random start and sense; None if a photo of it cannot be taken."""
     start, sense = rng.uniform(0, 2 * np.pi), rng.choice([-1.0, 1.0])
@@ -83,7 +87,7 @@ def _one_walk(
     intrinsics = pinhole_from_fov(fov, PROBE, PROBE)
     count = int(owner.max(initial=0))
     middle = solids.center[owner > 0, :2].mean(axis=0)
-    poses, seen = [], np.zeros(count, dtype=np.int64)
+    poses, seen = [], []
     for k in range(views):
         chosen: tuple[int, np.ndarray, np.ndarray] | None = None
         for _ in range(5):
@@ -99,8 +103,12 @@ def _one_walk(
         if chosen is None:
             return None
         poses.append(chosen[1])
-        seen += chosen[2]
-    return Walk(poses=tuple(poses), intrinsics=intrinsics, seen=seen)
+        seen.append(chosen[2])
+    # Round the room it is a walk from any photo on. The first sets the frame of all answers, so
+    # it is mostly the one that shows most; not always, or nothing would appear later.
+    first = int(np.argmax([well.sum() for well in seen])) if rng.random() < overview else 0
+    around = poses[first:] + poses[:first]
+    return Walk(poses=tuple(around), intrinsics=intrinsics, seen=np.sum(seen, axis=0))
 
 
 def _pose(

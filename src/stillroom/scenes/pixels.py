@@ -132,13 +132,28 @@ def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
         "rgb": np.stack([view.rgb.transpose(2, 0, 1) for view in scene.views]),
         "depth": np.stack(depth),
         "instances": np.stack(instances),
-        "objects": _object_table(scene, to_view0),
+        "objects": object_table(scene, to_view0),
         "c2w": np.stack(poses),
         "intrinsics": np.stack(intrinsics),
     }
 
 
-def _object_table(scene: Scene, to_view0: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "m 8"]:
+def object_names(table: Float[np.ndarray, "m 8"]) -> dict[str, int]:
+    """object_id by "colour category" of an object table; what two things share names neither."""
+    found: dict[str, list[int]] = {}
+    for object_id, (kind, colour) in enumerate(table[:, :2].astype(int).tolist()):
+        if kind and colour:
+            name = f"{COLOURS[colour - 1]} {CATEGORIES[kind - 1]}"
+            found.setdefault(name, []).append(object_id)
+    return {name: ids[0] for name, ids in found.items() if len(ids) == 1}
+
+
+def object_table(scene: Scene, to_view0: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "m 8"]:
+    """By object_id: category and colour (from 1, 0 is none), centre in view0 [m], log size [m].
+
+    Raises:
+        BadInputError: an object id of ``MOST_OBJECTS`` or more.
+    """
     table = np.zeros((MOST_OBJECTS, 8))
     for thing in scene.objects:
         if thing.object_id >= MOST_OBJECTS:

@@ -42,6 +42,9 @@ class StillroomConfig(PretrainedConfig):
     depth_bins: int = 64
     depth_near: float = DEPTH_NEAR
     depth_far: float = DEPTH_FAR
+    # Layers of the language model below the head that places the things a question names; the
+    # layers above can reason with what it found. None is all but the last.
+    mention_level: int | None = None
     # Latent thinking slots: kind, how many, and on which side of the question.
     slot_kind: Literal["learned", "frozen_random", "filler", "none"] = "learned"
     slot_count: int = 8
@@ -91,6 +94,11 @@ class StillroomConfig(PretrainedConfig):
             return f"slot_count must not be negative, got {self.slot_count}"
         if not 0 <= self.round_read < vggt.rounds:
             return f"encoder_round {self.encoder_round} is none of the {vggt.rounds} rounds"
+        if not 0 <= self.mention_layers <= self.language_model.num_hidden_layers:
+            return (
+                f"mention_level {self.mention_level} must lie in 0.."
+                f"{self.language_model.num_hidden_layers}, the layers of the language model"
+            )
         if self.depth_bins < 2 or not 0 < self.depth_near < self.depth_far:
             return "depth_bins must be at least 2 and 0 < depth_near < depth_far"
         return ""
@@ -111,6 +119,12 @@ class StillroomConfig(PretrainedConfig):
     def round_read(self) -> int:
         """The encoder round that the connector reads."""
         return self.vggt.rounds - 1 if self.encoder_round is None else self.encoder_round
+
+    @property
+    def mention_layers(self) -> int:
+        """How many layers stand below the head for names."""
+        layers = int(self.language_model.num_hidden_layers)
+        return max(layers - 1, 0) if self.mention_level is None else self.mention_level
 
     @property
     def hidden_size(self) -> int:

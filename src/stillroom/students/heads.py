@@ -42,3 +42,22 @@ class DepthBins(nn.Module):
         """Depth in metres: the mean of log depth under the distribution."""
         log_centers = self.centers(logits.device).log()
         return (logits.float().softmax(dim=-1) @ log_centers).exp()
+
+
+class MentionBoxes(nn.Module):
+    """Where the thing lies that a name in a question means, and how large it is."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear = nn.Linear(hidden_size, 6)
+
+    def forward(self, states: Float[Tensor, "n d"]) -> Float[Tensor, "n 6"]:
+        """Centre in view0 [m] and logarithm of the edge lengths [m], from states at the names."""
+        return self.linear(self.norm(states))
+
+    def reset_parameters(self) -> None:
+        """Start values: everything in the middle, a metre large."""
+        self.norm.reset_parameters()
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)

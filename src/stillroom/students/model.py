@@ -37,12 +37,12 @@ from stillroom.engine.packing import (
     prompt_layout,
     stack_rows,
 )
-from stillroom.engine.prefix import ScenePrefix, prefill, read_packed
+from stillroom.engine.prefix import PackedStates, ScenePrefix, prefill, read_packed
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
 from stillroom.students.encoders.vggt import VGGT, Head
-from stillroom.students.heads import DepthBins
+from stillroom.students.heads import DepthBins, MentionBoxes
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.slots import Slots
 
@@ -66,6 +66,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         self.depth_bins = DepthBins(
             width, bins=config.depth_bins, near=config.depth_near, far=config.depth_far
         )
+        self.mention_boxes = MentionBoxes(width)
         self.language_model = AutoModelForCausalLM.from_config(
             config.language_model, attn_implementation=config._attn_implementation
         )
@@ -74,7 +75,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of our own parts; encoder and language model have drawn theirs."""
-        if isinstance(module, Connector | Slots | DepthBins):
+        if isinstance(module, Connector | Slots | DepthBins | MentionBoxes):
             module.reset_parameters()
 
     def _freeze(self) -> None:
@@ -149,9 +150,9 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         return torch.where(is_slot[..., None], self.slots()[index].to(embeds.dtype), embeds)
 
     def packed_states(
-        self, vision_tokens: Float[Tensor, "b n d"], packed: Packed
-    ) -> Float[Tensor, "b t d"]:
-        """Last hidden states (after the final norm) of all that stands behind V."""
+        self, vision_tokens: Float[Tensor, "b n d"], packed: Packed, levels: Sequence[int] = ()
+    ) -> PackedStates:
+        """Hidden states of packed rows; ``levels`` asks for those after so many layers too."""
         n = packed.prefix_length
         if vision_tokens.shape[1] != n:
             raise ValueError(f"the rows expect {n} vision tokens, got {vision_tokens.shape[1]}")
@@ -162,15 +163,21 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             text,
             packed,
             visibility=self.config.visibility,
+            levels=levels,
         )
 
     def forward_packed(
         self, vision_tokens: Float[Tensor, "b n d"], packed: Packed
     ) -> Float[Tensor, "a vocabulary"]:
         """Logits where ``packed.labels`` has a label, row by row, and nowhere else."""
-        states = self.packed_states(vision_tokens, packed)
+        return self.labelled_logits(self.packed_states(vision_tokens, packed), packed)
+
+    def labelled_logits(
+        self, states: PackedStates, packed: Packed
+    ) -> Float[Tensor, "a vocabulary"]:
+        """The same from hidden states."""
         labelled = packed.labels[:, packed.prefix_length :] != IGNORE_INDEX
-        return self.get_output_embeddings()(states[labelled])
+        return self.get_output_embeddings()(states.text[labelled])
 
     def forward(
         self,
@@ -192,7 +199,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         vision = self.vision_tokens(self._seen(pixel_values, features))
         n = vision.shape[1]
         packed = self._rows(input_ids, attention_mask, labels, n).to(vision.device)
-        states = self.packed_states(vision, packed)
+        states = self.packed_states(vision, packed).text
         kind = packed.kind[:, n:]
         spoken = (kind == Kind.Q) | (kind == Kind.A)
         here = _valid(input_ids, attention_mask)
@@ -375,6 +382,7 @@ def parameter_table(config: StillroomConfig) -> dict[str, int]:
         "depth_code": _count(student.connector.depth_code),
         "slots": _count(student.slots),
         "depth_bins": _count(student.depth_bins),
+        "mention_boxes": _count(student.mention_boxes),
     }
     table["total"] = _count(student)
     return table

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stillroom.records import BadInputError, Signal, Teacher, content_hash
+from stillroom.records import BadInputError, SceneBatchTeacher, Signal, Teacher, content_hash
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.teachers import label_store
 
@@ -105,13 +105,11 @@ class _Job:
             self._opened = open_store(self.scenes), self.load_teacher()
         store, teacher = self._opened
         ids = _shard(store.scene_ids(), shard)
-        labels = [
-            label
-            for scene_id in ids
-            for label in teacher.label(
-                store.scene(scene_id), store.questions(scene_id), self.signals
-            )
-        ]
+        asked = ((store.scene(scene_id), store.questions(scene_id)) for scene_id in ids)
+        if isinstance(teacher, SceneBatchTeacher):
+            labels = teacher.label_scenes(list(asked), self.signals)
+        else:
+            labels = [label for one in asked for label in teacher.label(*one, self.signals)]
         label_store.write_shard(self.out, shard, labels)
         return len(ids)
 

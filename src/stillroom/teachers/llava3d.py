@@ -7,7 +7,7 @@ released checkpoint's keys, so that a state dict is the release's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
-from stillroom.engine.generate import Decoded, greedy
+from stillroom.engine.generate import Decoded, greedy_scenes
 from stillroom.engine.prefix import prefill
 from stillroom.records import (
     Answer,
@@ -300,6 +300,14 @@ class LLaVA3DSession:
         Raises:
             BadInputError: a question does not fit into the model's positions.
         """
+        return self.teacher.decode([(self, questions)], topk=topk)[0]
+
+    def prompts(self, questions: Sequence[Question]) -> list[Float[Tensor, "_ d"]]:
+        """The embeddings of each question with the words around it.
+
+        Raises:
+            BadInputError: a question does not fit into the model's positions.
+        """
         settings, tokenizer = self.teacher.model.settings, self.teacher.tokenizer
         embed = self.teacher.model.get_input_embeddings()
         room = settings.max_position_embeddings - self.prefix.length - settings.max_new_tokens
@@ -313,15 +321,7 @@ class LLaVA3DSession:
                 )
             with torch.no_grad():
                 prompts.append(embed(torch.tensor(ids, device=self.teacher.model.device)))
-        return greedy(
-            self.teacher.model,
-            self.prefix,
-            prompts,
-            visibility=settings.visibility,
-            max_new_tokens=settings.max_new_tokens,
-            eos_id=tokenizer.eos_id,
-            topk=topk,
-        )
+        return prompts
 
 
 class LLaVA3DTeacher:
@@ -374,7 +374,15 @@ class LLaVA3DTeacher:
         self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
     ) -> list[TeacherLabel]:
         """One label per question, in order: the greedy answer, with logits if asked for."""
+        return self.label_scenes([(scene, questions)], signals)
+
+    def label_scenes(
+        self, asked: Sequence[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
+    ) -> list[TeacherLabel]:
+        """The labels of several scenes, one scene after another; their answers grow together."""
         topk = self.topk if "topk_logits" in signals else 0
+        # Opened one by one: only scenes that are decoded together are held at once.
+        opened = ((self.open(scene), questions) for scene, questions in asked)
         return [
             TeacherLabel(
                 scene_id=scene.scene_id,
@@ -385,7 +393,26 @@ class LLaVA3DTeacher:
                 topk_logits=said.topk_logits,
                 logsumexp=said.logsumexp,
             )
-            for question, said in zip(
-                questions, self.open(scene).decode(questions, topk=topk), strict=True
+            for (scene, questions), answers in zip(
+                asked, self.decode(opened, topk=topk), strict=True
             )
+            for question, said in zip(questions, answers, strict=True)
         ]
+
+    def decode(
+        self, asked: Iterable[tuple[LLaVA3DSession, Sequence[Question]]], *, topk: int
+    ) -> list[list[Decoded]]:
+        """Greedy ids by scene, with the ``topk`` largest logits of every position if above 0.
+
+        Raises:
+            BadInputError: a question does not fit into the model's positions.
+        """
+        settings = self.model.settings
+        return greedy_scenes(
+            self.model,
+            ((session.prefix, session.prompts(questions)) for session, questions in asked),
+            visibility=settings.visibility,
+            max_new_tokens=settings.max_new_tokens,
+            eos_id=self.tokenizer.eos_id,
+            topk=topk,
+        )

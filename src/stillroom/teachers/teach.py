@@ -1,9 +1,10 @@
 """The miniature teacher: a small LLaVA-3D taught from truth, with depth and poses given.
 
 A row is ``[V] [Q <bos> A]_1 [Q <bos> A]_2 ...``: the voxels of a scene once, then its questions.
-Beside the answers it learns, at every voxel, what object is there, its colour, centre and size: a
-head that is thrown away afterwards. Without those targets the relations stay at chance for very
-long (``docs/log.md``).
+Beside the answers it learns, at every voxel, what object is there, its colour, centre and size, and
+at every name in a question, where the object meant lies and how large it is: heads that are thrown
+away afterwards. They read middle layers, so that the layers above can reason with what was found.
+Without such targets the relations stay at chance for very long (``docs/log.md``).
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stillroom.engine.mask import attention_mask
-from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack_rows
-from stillroom.engine.prefix import decoder_states
+from stillroom.engine.initial import match_queries
+from stillroom.engine.naming import naming_error, naming_weight
+from stillroom.engine.packing import (
+    IGNORE_INDEX,
+    Packed,
+    pack_questions,
+    question_places,
+    stack_rows,
+)
+from stillroom.engine.prefix import read_packed
 from stillroom.records import FAMILIES, BadInputError, Question, content_hash
-from stillroom.scenes.pixels import PixelCache, cache_pixels
+from stillroom.scenes.pixels import PixelCache, cache_pixels, object_names
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.teachers.llava3d import LLaVA3D
@@ -31,6 +39,7 @@ from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
 from stillroom.teachers.llava3d_load import load_llava3d, save_llava3d
 from stillroom.teachers.preprocess import normalise, whole_pixel_intrinsics
 from stillroom.teachers.sampling import choose_questions, right_by_family
+from stillroom.text.mentions import mentions, name_tokens
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
@@ -43,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 #: Stands behind a question that is asked for its rationale instead of its answer.
 RATIONALE_MARK = "<Spatio>"
+#: Where the error of a box turns from square to linear, in metres and in log metres.
+BOX_BETA = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +64,7 @@ class TeacherSizes:
     clip_width: int = 128
     clip_layers: int = 4
     clip_heads: int = 4
-    patch_size: int = 16
+    patch_size: int = 14
     # Edge of the pictures in pixels.
     image_size: int = 112
     # Llama: width, layers, heads and inner width.
@@ -64,7 +75,7 @@ class TeacherSizes:
     # One matrix for token embedding and output: names are copied into answers sooner.
     tie_embeddings: bool = True
     # Edge of a voxel in metres.
-    voxel_size: float = 0.25
+    voxel_size: float = 0.3
     # Views of a scene.
     views: int = 6
 
@@ -76,20 +87,34 @@ class TeachConfig:
     train: TrainConfig
     sizes: TeacherSizes = field(default_factory=TeacherSizes)
     # Questions of a scene that share one row.
-    questions_per_scene: int = 12
+    questions_per_scene: int = 20
     # Chance that the scene's description joins its row.
-    description_share: float = 0.1
+    description_share: float = 0.05
     # Chance that each question of VSI-Bench's tasks joins its row.
-    other_share: float = 0.2
+    other_share: float = 0.05
     # Questions of a row that are also asked for their rationale: an extra text target, which
     # names, places and relates the objects before it concludes.
-    rationales_per_scene: int = 4
-    # Weight of the object targets at the voxels; 0 trains on answers alone.
+    rationales_per_scene: int = 0
+    # Weight of the object targets at the voxels; 0 leaves them out.
     object_weight: float = 1.0
+    # Weight of the box targets at the names in questions; 0 leaves them out.
+    grounding_weight: float = 1.0
+    # Layers of the language model below the heads for voxels and for names.
+    object_level: int = 2
+    grounding_level: int = 4
     # At most so many validation scenes per evaluation.
     validation_scenes: int = 100
     # Go on from this teacher's checkpoint instead of from scratch; empty is from scratch.
     start_from: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a sentence."""
+        for name in ("object_level", "grounding_level"):
+            if not 0 <= getattr(self, name) <= self.sizes.layers:
+                raise BadInputError(
+                    f"{name} must lie in 0..{self.sizes.layers}, the layers of the language model, "
+                    f"got {getattr(self, name)}"
+                )
 
     def llava3d(self, tokenizer: Tokenizer) -> LLaVA3DConfig:
         """The same in the layout of the release."""
@@ -136,24 +161,32 @@ class TeachBatch:
     patch_object: Int[Tensor, "s p"]
     objects: Float[Tensor, "s m 8"]
     rows: tuple[tuple[tuple[list[int], list[int]], ...], ...]
+    # Names in questions: row, place behind V, and the box meant: centre [m], log size.
+    mention_at: Int[Tensor, "n 2"]
+    mention_box: Float[Tensor, "n 6"]
     weight: Float[Tensor, "a"]
     families: tuple[tuple[str, ...], ...]
 
 
 class Teaching(nn.Module):
-    """The teacher with the head for objects that only training has."""
+    """The teacher with the heads for objects and names that only training has."""
 
-    def __init__(self, config: LLaVA3DConfig) -> None:
+    def __init__(self, config: TeachConfig, llava3d: LLaVA3DConfig) -> None:
         super().__init__()
-        self.teacher = LLaVA3D(config)
-        width = config.hidden_size
+        self.config = config
+        self.teacher = LLaVA3D(llava3d)
+        width = llava3d.hidden_size
         self.object_head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, len(CATEGORIES) + len(COLOURS) + 2 + 6)
         )
+        tokenizer = load_tokenizer()
+        self.register_buffer("kinds", torch.tensor(name_tokens(CATEGORIES, tokenizer)), False)
+        self.register_buffer("colours", torch.tensor(name_tokens(COLOURS, tokenizer)), False)
+        self.grounding_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6))
 
     def forward(self, batch: TeachBatch) -> tuple[Tensor, Packed, dict[str, Tensor]]:
-        """Logits at the labelled positions, the rows, and sums of the object losses."""
-        teacher = self.teacher
+        """Logits at the labelled positions, the rows, and sums of the losses of the heads."""
+        teacher, config = self.teacher, self.config
         scenes = teacher.scene_tokens(batch.images, batch.depths, batch.poses, batch.intrinsics)
         packed = stack_rows(
             [
@@ -162,45 +195,59 @@ class Teaching(nn.Module):
             ],
             multiple_of=32,
         )
-        embeds = teacher.get_input_embeddings()(packed.ids)
-        for row, scene in enumerate(scenes):
-            embeds[row, : len(scene.tokens)] = scene.tokens
-        mask = attention_mask(
-            packed.kind,
-            packed.segment,
-            packed.position,
+        n = packed.prefix_length
+        vision = torch.stack([F.pad(s.tokens, (0, 0, 0, n - len(s.tokens))) for s in scenes])
+        states = read_packed(
+            teacher,
+            vision,
+            teacher.get_input_embeddings()(packed.ids[:, n:]),
+            packed,
             visibility=teacher.settings.visibility,
+            levels=(config.object_level, config.grounding_level),
         )
-        states = decoder_states(teacher, embeds, mask=mask, position=packed.position)
-        logits = teacher.get_output_embeddings()(states[packed.labels != IGNORE_INDEX])
-        seen = [states[row, : len(scene.tokens)] for row, scene in enumerate(scenes)]
+        labelled = packed.labels[:, n:] != IGNORE_INDEX
+        logits = teacher.get_output_embeddings()(states.text[labelled])
+        low = states.levels[config.object_level][0]
+        seen = [low[row, : len(scene.tokens)] for row, scene in enumerate(scenes)]
         places = [scene.voxels.indices for scene in scenes]
         objects = [
             _voxel_objects(batch.patch_object[row], scene.voxels.of_patch, len(scene.tokens))
             for row, scene in enumerate(scenes)
         ]
-        return logits, packed, self._object_losses(batch, seen, places, objects)
+        named = states.levels[config.grounding_level][1][tuple(batch.mention_at.T)]
+        truth = torch.cat(
+            [table[index] for table, index in zip(batch.objects, objects, strict=True)]
+        )
+        losses = self._object_losses(truth, seen, places)
+        words, tokens = teacher.get_input_embeddings(), torch.cat([s.tokens for s in scenes])
+        losses["naming"] = torch.stack(
+            [
+                naming_error(tokens, words(ids), truth[:, column]).sum()
+                for column, ids in enumerate((self.kinds, self.colours))
+            ]
+        ).sum()
+        losses["grounding"] = F.smooth_l1_loss(
+            self.grounding_head(named), batch.mention_box, beta=BOX_BETA, reduction="sum"
+        )
+        return logits, packed, losses
 
     def _object_losses(
         self,
-        batch: TeachBatch,
+        truth: Float[Tensor, "n 8"],
         seen: Sequence[Tensor],
         places: Sequence[Tensor],
-        objects: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         """Sums over voxels: cross-entropy of kind and colour, smooth L1 of centre and log size."""
         said = self.object_head(torch.cat(list(seen)))
         kinds, colours, boxes = said.split([len(CATEGORIES) + 1, len(COLOURS) + 1, 6], dim=1)
-        truth = torch.cat(
-            [table[index] for table, index in zip(batch.objects, objects, strict=True)]
-        )
         at = torch.cat(list(places)).to(boxes) * self.teacher.settings.voxel_size
         named = F.cross_entropy(kinds, truth[:, 0].long(), reduction="sum")
         named = named + F.cross_entropy(colours, truth[:, 1].long(), reduction="sum")
         there = (truth[:, 0] > 0)[:, None]
         target = torch.cat([truth[:, 2:5] - at, truth[:, 5:8]], dim=1)
-        boxed = F.smooth_l1_loss(boxes, target, reduction="none", beta=0.1)
-        return {"object_name": named, "object_box": torch.where(there, boxed, 0.0).sum()}
+        boxed = F.smooth_l1_loss(boxes, target, beta=BOX_BETA, reduction="none")
+        boxed = torch.where(there, boxed, 0.0)
+        return {"object_name": named, "object_box": boxed.sum()}
 
 
 def _voxel_objects(patch_object: Tensor, of_patch: Tensor, count: int) -> Tensor:
@@ -224,6 +271,10 @@ class _Rows:
         self.ids = [
             [(tokenizer.encode(q.prompt), tokenizer.encode_answer(q.answer)) for q in asked]
             for asked in self.questions
+        ]
+        self.named = [
+            [mentions(q.prompt, names, tokenizer) for q in asked]
+            for asked, names in zip(self.questions, map(object_names, pixels.objects), strict=True)
         ]
         # The same questions, asked for their reasons: a mark behind the question says so.
         mark = tokenizer.token_id(RATIONALE_MARK)
@@ -264,13 +315,16 @@ class _Rows:
         patch = self.config.sizes.patch_size
         instances = pixels.instances[order][..., ::patch, ::patch]
         reasons = [()] * len(order) if reasons is None else reasons
-        pairs = [
-            (
-                *(self.ids[row][i] for i in picked),
-                *(pair for i in why if (pair := self.reasons[row][i]) is not None),
-            )
-            for row, picked, why in zip(rows, chosen, reasons, strict=True)
-        ]
+        pairs: list[tuple[tuple[list[int], list[int]], ...]] = []
+        where, boxes = [], []
+        for number, (row, picked, why) in enumerate(zip(order, chosen, reasons, strict=True)):
+            asked = [(i, self.ids[row][i]) for i in picked]
+            asked += [(i, pair) for i in why if (pair := self.reasons[row][i]) is not None]
+            pairs.append(tuple(pair for _, pair in asked))
+            starts = question_places(pairs[-1], start_id=Tokenizer.bos_id)
+            for start, (i, _) in zip(starts, asked, strict=True):
+                where += [(number, start + place) for place, _ in self.named[row][i]]
+                boxes += [pixels.objects[row, thing, 2:8] for _, thing in self.named[row][i]]
         # Long answers count more than short ones, but not by their length.
         lengths = [len(answer) for row in pairs for _, answer in row]
         weight = np.concatenate([np.full(n, n**-0.5, np.float32) for n in lengths])
@@ -282,6 +336,8 @@ class _Rows:
             patch_object=torch.from_numpy(instances.astype(np.int64)).flatten(1),
             objects=torch.from_numpy(pixels.objects[order]),
             rows=tuple(pairs),
+            mention_at=torch.tensor(where, dtype=torch.long).reshape(-1, 2),
+            mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
             weight=torch.from_numpy(weight),
             families=tuple(
                 tuple(self.questions[row][i].family for i in picked)
@@ -317,7 +373,7 @@ def teach(
     training = _rows(config, scenes, "train", tokenizer, out)
     held_out = _rows(config, validation or scenes, "val", tokenizer, out)
     torch.manual_seed(config.train.seed)
-    model = Teaching(config.llava3d(tokenizer))
+    model = Teaching(config, config.llava3d(tokenizer))
     _draw_language_model(model.teacher)
     if config.start_from:
         _take_over(model.teacher, config.start_from)
@@ -347,6 +403,7 @@ def _draw_language_model(teacher: LLaVA3D) -> None:
     for parameter in teacher.parameters():
         if id(parameter) in own and parameter.dim() == 2:
             parameter.normal_(std=teacher.settings.hidden_size**-0.5)
+    match_queries(teacher)
 
 
 def _take_over(teacher: LLaVA3D, where: str) -> None:
@@ -379,12 +436,17 @@ def _rows(config: TeachConfig, scenes: Path, split: str, tokenizer: Tokenizer, o
 
 
 def _step(model: Teaching, batch: TeachBatch, config: TeachConfig) -> StepLosses:
-    logits, packed, objects = model(batch)
+    logits, packed, heads = model(batch)
     labels = packed.labels[packed.labels != IGNORE_INDEX]
     ce = F.cross_entropy(logits.float(), labels, reduction="none")
     terms = {"text": (ce * batch.weight).sum()}
-    if config.object_weight:
-        terms |= {name: config.object_weight * value for name, value in objects.items()}
+    weights = {
+        "object_name": config.object_weight,
+        "object_box": config.object_weight,
+        "naming": config.object_weight,
+        "grounding": config.grounding_weight,
+    }
+    terms |= {name: weights[name] * value for name, value in heads.items() if weights[name]}
     return StepLosses(terms=terms)
 
 
@@ -392,19 +454,31 @@ def _count(batch: TeachBatch, model: Teaching) -> dict[str, float]:
     """Answer weight; patches stand in for voxels, whose number the model finds out later."""
     patches = float(batch.patch_object.numel())
     things = float((batch.patch_object > 0).sum())
-    return {"text": float(batch.weight.sum()), "object_name": patches, "object_box": things}
+    return {
+        "text": float(batch.weight.sum()),
+        "object_name": patches,
+        "object_box": things,
+        "naming": naming_weight(batch.patch_object),
+        "grounding": 3.0 * len(batch.mention_at),
+    }
 
 
 @torch.no_grad()
 def _evaluate(model: Teaching, rows: _Rows, config: TeachConfig) -> dict[str, float]:
-    """Cross-entropy of answers of the four families; share right, teacher-forced, by family."""
+    """Cross-entropy of the four families' answers, error at names; share right by family.
+
+    Right is meant teacher-forced: each token given the ones before it.
+    """
     hits: dict[str, list[bool]] = {}
     total, count = 0.0, 0
+    apart, named = 0.0, 0
     scenes = range(min(config.validation_scenes, len(rows.pixels)))
     for start in range(0, len(scenes), 8):
         chosen = list(scenes[start : start + 8])
         batch = rows.batch(chosen, [range(len(rows.questions[row])) for row in chosen])
-        logits, packed, _ = model(batch)
+        logits, packed, heads = model(batch)
+        apart += float(heads["grounding"])
+        named += len(batch.mention_at)
         labels = packed.labels[packed.labels != IGNORE_INDEX]
         ce = F.cross_entropy(logits.float(), labels, reduction="none")
         answers = [
@@ -420,4 +494,4 @@ def _evaluate(model: Teaching, rows: _Rows, config: TeachConfig) -> dict[str, fl
         count += int(core.sum())
     shares = {family: float(np.mean(values)) for family, values in sorted(hits.items())}
     shares.pop("description", None)
-    return {"answer_ce": total / count, **shares}
+    return {"answer_ce": total / count, "grounding": apart / max(3 * named, 1), **shares}

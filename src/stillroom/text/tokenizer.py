@@ -53,6 +53,10 @@ class Tokenizer:
         """Ids of a text; nothing is added."""
         return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of ``encode(text)`` ends, in characters from the start."""
+        return [end for _, end in self._bpe.encode(text, add_special_tokens=False).offsets]
+
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer as both models learn it: a leading space, the text, ``<eos>``."""
         return [*self.encode(" " + text), self.eos_id]

@@ -1,0 +1,70 @@
+"""Visual tokens against words, and heads that begin by looking at what is like themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config
+
+from stillroom.engine.initial import match_queries
+from stillroom.engine.naming import BACKGROUND, naming_error, naming_weight
+from stillroom.records import BadInputError
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "initializer_range": 0.2,
+}
+
+
+def test_a_token_like_a_word_is_named_by_it_and_by_no_other() -> None:
+    words = torch.eye(3, 8)
+    tokens = torch.cat([8 * words, torch.ones(1, 8)])
+    right = naming_error(tokens, words, torch.tensor([1, 2, 3, 0]))
+    wrong = naming_error(tokens, words, torch.tensor([2, 3, 1, 1]))
+    assert (right[:3] < wrong[:3]).all()
+    # LayerNorm of a constant is 0: like none of three words and "none" alike.
+    assert right[3].item() == pytest.approx(BACKGROUND * torch.tensor(4.0).log().item())
+
+
+def test_what_nobody_knows_counts_nothing() -> None:
+    which = torch.tensor([[1, -1], [0, 2]])
+    error = naming_error(torch.randn(2, 2, 8), torch.randn(3, 8), which)
+    assert error.shape == which.shape
+    assert error[0, 1] == 0
+    assert (error[which >= 0] > 0).all()
+    assert naming_weight(which) == 2 + BACKGROUND
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTNeoXConfig(**SIZES),
+        LlamaConfig(num_key_value_heads=4, **SIZES),
+        LlamaConfig(num_key_value_heads=2, **SIZES),
+    ],
+    ids=["neox", "llama", "grouped"],
+)
+def test_every_second_head_begins_with_its_keys_as_queries(config: GPTNeoXConfig) -> None:
+    lm = AutoModelForCausalLM.from_config(config)
+    match_queries(lm)
+    states = torch.randn(5, 32)
+    layer = lm.base_model.layers[0]
+    if config.model_type == "llama":
+        queries = layer.self_attn.q_proj(states).unflatten(-1, (4, 8))
+        keys = layer.self_attn.k_proj(states).unflatten(-1, (-1, 8))
+        keys = keys.repeat_interleave(4 // keys.shape[1], dim=1)
+    else:
+        fused = layer.attention.query_key_value(states).unflatten(-1, (4, 3, 8))
+        queries, keys = fused[:, :, 0], fused[:, :, 1]
+    same = (queries == keys).all(dim=-1).all(dim=0)
+    assert same.tolist() == [True, False, True, False]
+
+
+def test_other_models_are_refused() -> None:
+    lm = AutoModelForCausalLM.from_config(Qwen2Config(num_key_value_heads=2, **SIZES))
+    with pytest.raises(BadInputError, match="qwen2"):
+        match_queries(lm)
