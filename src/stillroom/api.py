@@ -27,6 +27,7 @@ from stillroom.records import (
 
 if TYPE_CHECKING:
     from stillroom.distill.config import DistillConfig
+    from stillroom.distill.language import LanguageConfig
     from stillroom.distill.pretrain_config import PretrainConfig
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
@@ -141,6 +142,15 @@ def pretrain_encoder(
     return pretrain.pretrain_encoder(config, scenes=Path(scenes), out=Path(out), progress=progress)
 
 
+def pretrain_language(
+    config: LanguageConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
+) -> str:
+    """Pretrain a student's language model on questions alone; a sentence on how it went."""
+    from stillroom.distill import language
+
+    return language.pretrain_language(config, scenes=Path(scenes), out=Path(out), progress=progress)
+
+
 def teach(
     config: TeachConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
 ) -> str:
@@ -209,6 +219,7 @@ def distill(
         labels=Path(labels),
         out=Path(out),
         encoder=registry.locate(config.encoder),
+        language_model=_language_model(config),
         progress=progress,
     )
 
@@ -222,7 +233,13 @@ def params(recipe: str) -> dict[str, int]:
 
     config = recipes.table("distill")[recipe]()
     encoder = load_vggt(registry.locate(config.encoder), heads=KEPT_HEADS).config
-    return parameter_table(student_config(config, encoder))
+    return parameter_table(student_config(config, encoder, _language_model(config)))
+
+
+def _language_model(config: DistillConfig) -> Path | str:
+    from stillroom import registry
+
+    return registry.locate(config.language_model) if config.language_model else ""
 
 
 # Results. ---------------------------------------------------------------------------------------

@@ -316,7 +316,7 @@ def test_several_scenes_together_say_what_each_says_alone(
     # Some end soon, so that what they had cached is dropped while others go on.
     eos = free[0][0].ids[1]
     alone = [greedy(lm, *one, eos_id=eos, **settings) for one in asked]
-    assert 2 in {len(answer.ids) for answers in alone for answer in answers}
+    assert len({len(answer.ids) for answers in alone for answer in answers}) > 1
     together = greedy_scenes(lm, iter(asked), eos_id=eos, joined_tokens=joined_tokens, **settings)
     for ours, theirs in zip(together, alone, strict=True):
         assert [answer.ids for answer in ours] == [answer.ids for answer in theirs]

@@ -33,7 +33,7 @@ def ask(scene: str, number: int, rng: np.random.Generator, *, told: bool) -> Que
     )
 
 
-def world(path: Path, *, told: bool, scenes: int = 40, each: int = 12) -> Path:
+def world(path: Path, *, told: bool, scenes: int = 100, each: int = 16) -> Path:
     rng = np.random.default_rng(0)
     made, asked = [], []
     for number in range(scenes):
@@ -50,7 +50,7 @@ def test_a_fair_world_passes(tmp_path: Path) -> None:
     report = audit(world(tmp_path / "fair", told=False))
     assert report["ok"], report["faults"]
     (row,) = report["families"]
-    assert (row["family"], row["n"], row["chance"]) == ("size", 480, 0.5)
+    assert (row["family"], row["n"], row["chance"]) == ("size", 1600, 0.5)
     for guesser in GUESSERS:
         assert row[guesser]["low"] < 0.53
     assert len(row["words_by_margin"]) == 3

@@ -59,7 +59,7 @@ def test_the_embedded_student_fits_four_megabytes_in_half_precision() -> None:
 def test_the_encoder_is_frozen_and_all_else_is_trained(make_student: Make) -> None:
     student = make_student()
     trained = {name.split(".")[0] for name, p in student.named_parameters() if p.requires_grad}
-    assert trained == {"connector", "slots", "depth_bins", "language_model"}
+    assert trained == {"connector", "slots", "depth_bins", "mention_boxes", "language_model"}
     free = make_student(freeze_encoder=False)
     assert any(p.requires_grad for p in free.encoder.parameters())
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from stillroom.distill.config import DistillConfig
 from stillroom.engine.initial import match_queries
+from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
 from stillroom.students.encoders.vggt_load import load_vggt
@@ -19,12 +21,19 @@ from stillroom.text.tokenizer import load_tokenizer
 KEPT_HEADS = ("depth_head",)
 
 
-def student_config(config: DistillConfig, encoder: VGGTConfig) -> StillroomConfig:
-    """The transformers config of the student that a recipe describes."""
+def student_config(
+    config: DistillConfig, encoder: VGGTConfig, language_model: Path | str = ""
+) -> StillroomConfig:
+    """The transformers config of the student that a recipe describes.
+
+    ``language_model`` is where ``config.language_model`` lies.
+    """
     size = config.student
     return StillroomConfig(
         encoder=encoder.to_dict(),
-        text_config=neox_config(
+        text_config=_language_config(language_model)
+        if language_model
+        else neox_config(
             hidden_size=size.hidden_size,
             layers=size.layers,
             heads=size.heads,
@@ -43,21 +52,43 @@ def student_config(config: DistillConfig, encoder: VGGTConfig) -> StillroomConfi
     )
 
 
+def _language_config(where: Path | str) -> PretrainedConfig:
+    try:
+        found: PretrainedConfig = AutoConfig.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInputError(f"{where} is no language model's checkpoint: {reason}") from None
+    words = load_tokenizer().vocab_size
+    if found.vocab_size != words:
+        raise BadInputError(
+            f"{where} knows {found.vocab_size} tokens, the made worlds' tokenizer has {words}; "
+            "name a language model that was trained on it ('stillroom pretrain-language')"
+        )
+    return found
+
+
 def build_student(
-    config: DistillConfig, encoder: Path | str
+    config: DistillConfig, encoder: Path | str, language_model: Path | str = ""
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     """A student ready to be trained, drawn from the recipe's seed.
 
+    ``encoder`` and ``language_model`` are where those of the recipe lie.
+
     Raises:
-        BadInputError: no such encoder, or ``start_from`` is no student's checkpoint.
+        BadInputError: no such encoder or language model, or ``start_from`` is no student's
+            checkpoint.
     """
     if config.start_from:
         student = StillroomStudent.from_pretrained(config.start_from, dtype=torch.float32)
         return student, StillroomProcessor.from_pretrained(config.start_from)
     vggt = load_vggt(encoder, heads=KEPT_HEADS)
-    built = student_config(config, vggt.config)
+    built = student_config(config, vggt.config, language_model)
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)
-    match_queries(student.language_model)
+    if language_model:
+        spoken = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32)
+        student.language_model.load_state_dict(spoken.state_dict())
+    else:
+        match_queries(student.language_model)
     student.encoder.load_state_dict(vggt.state_dict())
     return student, StillroomProcessor(image_size=built.image_size, max_views=built.max_views)

@@ -74,6 +74,9 @@ class DistillConfig:
     mask: Literal["prefix", "full_prefix", "causal"] = "prefix"
     # The geometry encoder: a shipped name, a folder, or a hub id. Frozen.
     encoder: str = "encoder_mini"
+    # The language model to start from: a shipped name, a folder, or a hub id, in its own sizes.
+    # Empty is from scratch, in the sizes of ``student``.
+    language_model: str = ""
     # False hides the pictures: the retrained blind student.
     vision: bool = True
     # Go on from this checkpoint instead of from scratch; empty is from scratch.

@@ -128,9 +128,11 @@ def _fill(
 
 
 def _cells(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:
-    blank = [np.zeros(view.rgb.shape[:2]) for view in scene.views]
     shown = [
-        none if view.instances is None else view.instances for view, none in zip(scene.views, blank)
+        np.zeros(view.rgb.shape[:2], np.float32)
+        if view.instances is None
+        else view.instances.astype(np.float32)
+        for view in scene.views
     ]
     maps = torch.from_numpy(processor.depth(shown)).long()[None]
     return cell_objects(maps, maps.shape[-1] // grid, smallest_cover=SMALLEST_COVER)[0]

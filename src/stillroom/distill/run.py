@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import nn
+
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig
@@ -37,19 +39,20 @@ def distill(
     labels: Path,
     out: Path,
     encoder: Path | str,
+    language_model: Path | str = "",
     progress: Progress | None = None,
 ) -> str:
     """Train a student on labelled scenes; ``out/student`` holds it, in bf16.
 
-    ``encoder`` is where ``config.encoder`` lies. The frozen encoder sees every scene once; its
-    features are kept in ``out/features``.
+    ``encoder`` and ``language_model`` are where those of the recipe lie. The frozen encoder sees
+    every scene once; its features are kept in ``out/features``.
 
     Raises:
         BadInputError: missing labels, scenes of several kinds, or ``out`` holds another run.
     """
     store, taught = open_store(scenes), open_labels(labels)
-    student, processor = build_student(config, encoder)
-    revision = _revision(student)
+    student, processor = build_student(config, encoder, language_model)
+    revision = _digest(student.encoder)
     ids = {
         "train": _labelled(store, taught, config.train_split),
         "val": _labelled(store, taught, config.validation_split)[: config.validation_scenes],
@@ -59,6 +62,7 @@ def distill(
         "verb": "distill",
         "config": asdict(config),
         "encoder": revision,
+        "start": _digest(student.language_model),
         "labels": taught.settings,
         "scenes": content_hash(every),
     }
@@ -155,10 +159,10 @@ def _evaluate(
     return means | {name: shares[name] for name in sorted(shares)}
 
 
-def _revision(student: StillroomStudent) -> str:
-    """What names the frozen encoder's output: its weights."""
+def _digest(part: nn.Module) -> str:
+    """What names a part of the student as it starts out: its weights."""
     digest = hashlib.sha256()
-    for name, value in sorted(student.encoder.state_dict().items()):
+    for name, value in sorted(part.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 #: What a token that shows no object counts for beside one that does.
 BACKGROUND = 0.25
+#: Scale of the dot products. Below 1 a token must come close to its word to be sure of it.
+SHARPNESS = 0.4
 
 
 def naming_error(
@@ -21,10 +23,10 @@ def naming_error(
 
     Where ``which`` is negative nobody knows, and the error is 0.
 
-    Tokens are normalised and compared with the ``words`` by their dot product; being like none has
-    the logit 0. Tokens of ``which`` 0 count ``BACKGROUND``.
+    Tokens are normalised and compared with the ``words`` by their scaled dot product; being like
+    none has the logit 0. Tokens of ``which`` 0 count ``BACKGROUND``.
     """
-    said = F.layer_norm(tokens, tokens.shape[-1:]) @ words.T
+    said = SHARPNESS * F.layer_norm(tokens, tokens.shape[-1:]) @ words.T
     logits = F.pad(said.float(), (1, 0)).flatten(0, -2)
     target = which.flatten().long()
     error = F.cross_entropy(logits, target, reduction="none", ignore_index=-1).view(which.shape)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stillroom.distill.config import DistillConfig
+from stillroom.distill.language import LanguageConfig
 from stillroom.distill.pretrain_config import PretrainConfig
 from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.teachers.teach import TeachConfig
@@ -33,11 +34,24 @@ def pretrain_cpu_no_objects() -> PretrainConfig:
     return replace(pretrain_cpu(), object_targets=False)
 
 
+def language_cpu() -> LanguageConfig:
+    """language_mini: a GPT-NeoX of 0.7 M parameters on questions and answers, without pictures."""
+    return LanguageConfig(
+        train=TrainConfig(
+            steps=2000,
+            scenes_per_step=8,
+            learning_rate=2e-3,
+            evaluate_every=250,
+            save_every=100,
+        )
+    )
+
+
 def teach_cpu() -> TeachConfig:
     """teacher_mini: a LLaVA-3D of 3.2 M parameters, taught from truth with depth and poses."""
     return TeachConfig(
         train=TrainConfig(
-            steps=5200,
+            steps=3800,
             scenes_per_step=4,
             learning_rate=1.2e-3,
             evaluate_every=400,
@@ -50,12 +64,15 @@ def mini_cpu() -> DistillConfig:
     """The embedded default: 1.7 M student, K = 8 learned slots, prefix mask; minutes on 2 cores."""
     return DistillConfig(
         train=TrainConfig(
-            steps=400,
+            steps=700,
             scenes_per_step=8,
             learning_rate=2e-3,
             evaluate_every=100,
             save_every=50,
-        )
+        ),
+        language_model="language_mini",
+        other_share=0.1,
+        description_share=0.1,
     )
 
 
@@ -68,6 +85,7 @@ PRETRAIN: Mapping[str, Callable[[], PretrainConfig]] = {
     "mini_cpu": pretrain_cpu,
     "mini_cpu_no_objects": pretrain_cpu_no_objects,
 }
+LANGUAGE: Mapping[str, Callable[[], LanguageConfig]] = {"mini_cpu": language_cpu}
 TEACH: Mapping[str, Callable[[], TeachConfig]] = {"mini_cpu": teach_cpu}
 DISTILL: Mapping[str, Callable[[], DistillConfig]] = {
     "mini_cpu": mini_cpu,

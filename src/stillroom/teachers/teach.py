@@ -70,8 +70,11 @@ class TeacherSizes:
     # Llama: width, layers, heads and inner width.
     hidden_size: int = 160
     layers: int = 6
-    heads: int = 5
+    heads: int = 4
     intermediate_size: int = 432
+    # Base of the rotary frequencies. With Llama's 10,000 most channels of so narrow a head have
+    # turned several times between a word and the voxels, and nothing is like anything any more.
+    rope_theta: float = 1e7
     # One matrix for token embedding and output: names are copied into answers sooner.
     tie_embeddings: bool = True
     # Edge of a voxel in metres.
@@ -127,6 +130,7 @@ class TeachConfig:
             num_key_value_heads=size.heads,
             vocab_size=tokenizer.vocab_size,
             max_position_embeddings=2048,
+            rope_theta=size.rope_theta,
             tie_word_embeddings=size.tie_embeddings,
             clip=ClipSize(
                 hidden_size=size.clip_width,
@@ -222,7 +226,7 @@ class Teaching(nn.Module):
         words, tokens = teacher.get_input_embeddings(), torch.cat([s.tokens for s in scenes])
         losses["naming"] = torch.stack(
             [
-                naming_error(tokens, words(ids), truth[:, column]).sum()
+                naming_error(tokens, words(ids), truth[:, column].long()).sum()
                 for column, ids in enumerate((self.kinds, self.colours))
             ]
         ).sum()
