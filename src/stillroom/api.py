@@ -239,7 +239,9 @@ def params(recipe: str) -> dict[str, int]:
 def _language_model(config: DistillConfig) -> Path | str:
     from stillroom import registry
 
-    return registry.locate(config.language_model) if config.language_model else ""
+    # A student that goes on from its own checkpoint brings its language model.
+    used = config.language_model and not config.start_from
+    return registry.locate(config.language_model) if used else ""
 
 
 # Results. ---------------------------------------------------------------------------------------

@@ -261,9 +261,9 @@ class SceneBatchTeacher(Teacher, Protocol):
     """A teacher that is faster with several scenes at once."""
 
     def label_scenes(
-        self, asked: Sequence[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
+        self, asked: Iterable[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
     ) -> list[TeacherLabel]:
-        """What ``label`` gives for each scene, one after another."""
+        """What ``label`` gives for each scene, one after another; read as they are needed."""
         ...
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,13 +66,12 @@ def student(home: Path, language_model: Path) -> torch.nn.Module:
     torch.manual_seed(0)
     encoder = VGGT(mini_config(point_head=False, camera_head=False, **tiny, **dense))
     save_vggt(encoder, home / "encoder")
-    config = DistillConfig(train=TINY.train, student=replace(TINY.student, hidden_size=64))
+    config = DistillConfig(train=TINY.train, student=TINY.student)
     return build_student(config, home / "encoder", language_model)[0]
 
 
-def test_a_student_starts_from_it_in_its_sizes(trained: Path, tmp_path: Path) -> None:
+def test_a_student_starts_from_it(trained: Path, tmp_path: Path) -> None:
     begun = student(tmp_path, trained / "run" / "language")
-    assert begun.config.hidden_size == 16
     lm = AutoModelForCausalLM.from_pretrained(trained / "run" / "language", dtype=torch.float32)
     for name, value in lm.state_dict().items():
         assert torch.equal(begun.language_model.state_dict()[name], value), name
@@ -88,10 +86,17 @@ def test_what_is_no_language_model_of_ours_is_refused(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path / "other")
     with pytest.raises(BadInputError, match="knows 40 tokens"):
         student(tmp_path, tmp_path / "other")
+    wide = GPTNeoXConfig(vocab_size=1024, intermediate_size=32, **sizes | {"hidden_size": 32})
+    AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path / "wide")
+    with pytest.raises(BadInputError, match="has hidden_size 16, the language model"):
+        student(tmp_path, tmp_path / "wide")
+    (tmp_path / "wide" / "model.safetensors").unlink()
+    with pytest.raises(BadInputError, match="language model"):
+        student(tmp_path, tmp_path / "wide")
 
 
 def test_a_store_without_val_is_refused(tmp_path: Path) -> None:
     tiny_store(tmp_path / "scenes", scenes=2, splits=("train",))
-    with pytest.raises(BadInputError, match="no questions in split val"):
+    with pytest.raises(BadInputError, match="no questions of the four families in split val"):
         pretrain_language(TINY, scenes=tmp_path / "scenes", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
 from stillroom.engine.initial import match_queries
-from stillroom.engine.naming import BACKGROUND, naming_error, naming_weight
+from stillroom.engine.naming import BACKGROUND, UNKNOWN, Words, naming_error, naming_weight
 from stillroom.records import BadInputError
 
 SIZES = {
@@ -30,8 +30,16 @@ def test_a_token_like_a_word_is_named_by_it_and_by_no_other() -> None:
     assert right[3].item() == pytest.approx(BACKGROUND * torch.tensor(4.0).log().item())
 
 
+def test_a_word_of_several_tokens_is_their_mean() -> None:
+    lm = AutoModelForCausalLM.from_config(GPTNeoXConfig(**SIZES))
+    weight = lm.get_input_embeddings().weight
+    found = Words.of([[3], [5, 7], [2, 2, 8]]).embedded(lm)
+    expected = [weight[3], weight[[5, 7]].mean(0), weight[[2, 2, 8]].mean(0)]
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
 def test_what_nobody_knows_counts_nothing() -> None:
-    which = torch.tensor([[1, -1], [0, 2]])
+    which = torch.tensor([[1, UNKNOWN], [0, 2]])
     error = naming_error(torch.randn(2, 2, 8), torch.randn(3, 8), which)
     assert error.shape == which.shape
     assert error[0, 1] == 0

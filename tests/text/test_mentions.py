@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillroom.text.mentions import mentions, name_tokens
+from stillroom.text.mentions import mentions, word_tokens
 from stillroom.text.tokenizer import load_tokenizer
 
 NAMES = {"red chair": 1, "pink armchair": 2, "blue bin": 3, "striped blue bin": 4}
@@ -39,6 +39,7 @@ def test_parts_of_words_and_unknown_things_are_no_names() -> None:
 
 def test_a_word_stands_for_itself_inside_a_sentence() -> None:
     tokenizer = load_tokenizer()
-    chair, red = name_tokens(["chair", "red"], tokenizer)
+    (chair,), (red,), mug, rug = word_tokens(["chair", "red", "mug", "rug"], tokenizer)
     ids = tokenizer.encode("Is the red chair big?")
     assert ids.index(chair) == ids.index(red) + 1
+    assert mug != rug

@@ -46,6 +46,42 @@ def test_two_accumulated_half_batches_equal_one_batch(tmp_path: Path) -> None:
         assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-5)
 
 
+def test_workers_side_by_side_change_nothing(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    kept, logs = [], []
+    for workers in (1, 2, 3):
+        config = replace(tiny_run.CONFIG, scenes_per_step=4, micro_batches=4, workers=workers)
+        out = tmp_path / str(workers)
+        # One thread within operations: sums over threads may round differently.
+        torch.set_num_threads(1)
+        tiny_run.run(out, config=config, model=tiny_run.make_model(dropout=0.0))
+        kept.append(tiny_run.arrays(out))
+        logs.append([(row["loss"], row["grad_norm"]) for row in read_log(out, kind="step")])
+    torch.set_num_threads(threads)
+    assert logs[0] == logs[1] == logs[2]
+    for other in kept[1:]:
+        for name, value in kept[0].items():
+            if name != "model.seen":  # counts calls, in whatever order the threads make them
+                np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+def test_a_worker_that_fails_stops_the_run(tmp_path: Path) -> None:
+    def fail(batch: dict[str, torch.Tensor]) -> StepLosses:
+        raise RuntimeError("a step that fails")
+
+    config = replace(tiny_run.CONFIG, micro_batches=2, workers=2)
+    with pytest.raises(RuntimeError, match="a step that fails"):
+        train(
+            config=config,
+            model=tiny_run.make_model(),
+            step=fail,
+            count=tiny_run.count,
+            batch_at=lambda step, micro: tiny_run.make_batch([0, 1]),
+            out=tmp_path,
+            settings={},
+        )
+
+
 def test_a_term_is_the_mean_over_all_labelled_positions_of_the_step(tmp_path: Path) -> None:
     sums = {0: (3.0, 1), 1: (5.0, 7)}
     weight = nn.Parameter(torch.ones(()))

@@ -13,17 +13,15 @@ from torch import Tensor
 
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache
+from stillroom.engine.naming import UNKNOWN, Words
 from stillroom.engine.packing import Packed, pack_questions, question_places, stack_rows
 from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
 from stillroom.scenes.pixels import object_names
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.teachers.sampling import choose_questions
-from stillroom.text.mentions import mentions, name_tokens
+from stillroom.text.mentions import mentions, word_tokens
 from stillroom.text.tokenizer import Tokenizer
 from stillroom.training.data_order import rows_at
-
-#: ``cell_names`` of scenes whose objects nobody knows.
-UNKNOWN = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Batch:
     packed: Packed
     # Kind and colour of what each cell shows, counted from 1, and the tokens of their words.
     cell_names: Int[Tensor, "b v c 2"]
-    name_words: tuple[Int[Tensor, "k"], Int[Tensor, "l"]]
+    name_words: tuple[Words, Words]
     # Names in questions: row, place behind V, and the box meant: centre in view0 [m], log size.
     mention_at: Int[Tensor, "n 2"]
     mention_box: Float[Tensor, "n 6"]
@@ -119,8 +117,8 @@ class Batches:
         self.scene_ids = list(items)
         self.rows = features.rows(self.scene_ids)
         self.words = (
-            torch.tensor(name_tokens(CATEGORIES, tokenizer)),
-            torch.tensor(name_tokens(COLOURS, tokenizer)),
+            Words.of(word_tokens(CATEGORIES, tokenizer)),
+            Words.of(word_tokens(COLOURS, tokenizer)),
         )
         names = [object_names(features.objects[row]) for row in self.rows]
         #: By question: place of each name's last token, and the object_id meant.

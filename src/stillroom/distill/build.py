@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from stillroom.distill.config import DistillConfig
+from stillroom.distill.config import DistillConfig, StudentSizes
 from stillroom.engine.initial import match_queries
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig, neox_config
@@ -31,16 +33,9 @@ def student_config(
     size = config.student
     return StillroomConfig(
         encoder=encoder.to_dict(),
-        text_config=_language_config(language_model)
+        text_config=_language_config(language_model, size)
         if language_model
-        else neox_config(
-            hidden_size=size.hidden_size,
-            layers=size.layers,
-            heads=size.heads,
-            intermediate_size=size.intermediate_size,
-            vocab_size=load_tokenizer().vocab_size,
-            tie_embeddings=size.tie_embeddings,
-        ),
+        else language_config(size),
         vision_grid=size.vision_grid,
         slot_kind=config.slots.kind,
         slot_count=config.slots.used,
@@ -52,19 +47,43 @@ def student_config(
     )
 
 
-def _language_config(where: Path | str) -> PretrainedConfig:
+def _language_config(where: Path | str, sizes: StudentSizes) -> PretrainedConfig:
+    found: PretrainedConfig = _opened(AutoConfig.from_pretrained, where)
+    words, known = load_tokenizer().vocab_size, getattr(found, "vocab_size", None)
+    if known != words:
+        raise BadInputError(
+            f"{where} knows {known} tokens, the made worlds' tokenizer has {words}; name a "
+            "language model that was trained on it ('stillroom pretrain-language')"
+        )
+    wanted = language_config(sizes).to_dict()
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        if getattr(found, name, None) != wanted[name]:
+            raise BadInputError(
+                f"the recipe's student has {name} {wanted[name]}, the language model {where} has "
+                f"{getattr(found, name, None)}; change --student, or start from scratch with "
+                "--language-model ''"
+            )
+    return found
+
+
+def language_config(sizes: StudentSizes) -> PretrainedConfig:
+    """The language model of a student from scratch, over the made worlds' tokenizer."""
+    return neox_config(
+        hidden_size=sizes.hidden_size,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        intermediate_size=sizes.intermediate_size,
+        vocab_size=load_tokenizer().vocab_size,
+        tie_embeddings=sizes.tie_embeddings,
+    )
+
+
+def _opened(open_it: Callable[..., Any], where: Path | str, **options: Any) -> Any:
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(where)
+        return open_it(where, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise BadInputError(f"{where} is no language model's checkpoint: {reason}") from None
-    words = load_tokenizer().vocab_size
-    if found.vocab_size != words:
-        raise BadInputError(
-            f"{where} knows {found.vocab_size} tokens, the made worlds' tokenizer has {words}; "
-            "name a language model that was trained on it ('stillroom pretrain-language')"
-        )
-    return found
 
 
 def build_student(
@@ -86,7 +105,7 @@ def build_student(
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)
     if language_model:
-        spoken = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32)
+        spoken = _opened(AutoModelForCausalLM.from_pretrained, language_model, dtype=torch.float32)
         student.language_model.load_state_dict(spoken.state_dict())
     else:
         match_queries(student.language_model)

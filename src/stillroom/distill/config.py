@@ -56,7 +56,8 @@ class LossConfig:
     temperature: float = 2.0
     # Depth terms on the connector's tokens: bins, regression, soft bins.
     depth: bool = True
-    # Boxes of the things that questions name, where a scene knows them, read at the names.
+    # Two terms where a scene knows its objects: naming (what each vision token shows) and grounding
+    # (the box of each thing that a question names).
     grounding: bool = True
     # uncertainty: learned bounded weights (the paper's Eq. 2); static: all terms weigh 1.
     weighting: Literal["uncertainty", "static"] = "uncertainty"
@@ -74,8 +75,8 @@ class DistillConfig:
     mask: Literal["prefix", "full_prefix", "causal"] = "prefix"
     # The geometry encoder: a shipped name, a folder, or a hub id. Frozen.
     encoder: str = "encoder_mini"
-    # The language model to start from: a shipped name, a folder, or a hub id, in its own sizes.
-    # Empty is from scratch, in the sizes of ``student``.
+    # The language model to start from: a shipped name, a folder, or a hub id, of the sizes that
+    # ``student`` says. Empty is from scratch.
     language_model: str = ""
     # False hides the pictures: the retrained blind student.
     vision: bool = True

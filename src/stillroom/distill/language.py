@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from stillroom.distill.build import language_config
 from stillroom.distill.config import StudentSizes
 from stillroom.distill.losses import answer_cross_entropy
 from stillroom.engine.initial import match_queries
@@ -24,7 +25,6 @@ from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack
 from stillroom.engine.prefix import read_packed
 from stillroom.records import FAMILIES, BadInputError, Question, content_hash
 from stillroom.scenes.store import open_store
-from stillroom.students.config import neox_config
 from stillroom.teachers.sampling import choose_questions, right_by_family
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
@@ -105,14 +105,17 @@ def pretrain_language(
     rows = {}
     for split in ("train", "val"):
         asked = [store.questions(scene_id) for scene_id in store.scene_ids(split)]
-        asked = [questions for questions in asked if questions]
+        asked = [some for some in asked if any(q.family in FAMILIES for q in some)]
         if not asked:
-            raise BadInputError(f"{scenes} holds no questions in split {split}, which this needs")
+            raise BadInputError(
+                f"{scenes} holds no questions of the four families in split {split}, which this "
+                "needs; make rooms with 'stillroom scenes make'"
+            )
         rows[split] = asked
     settings = {
         "verb": "pretrain-language",
         "config": asdict(config),
-        "scenes": content_hash(store.scene_ids()),
+        "questions": content_hash([q.question_id for q in store.questions()]),
     }
     open_run(out, config=config.train, settings=settings)
     training = _Rows(config, rows["train"], tokenizer)
@@ -138,16 +141,7 @@ def pretrain_language(
 def new_language_model(sizes: StudentSizes, *, seed: int) -> PreTrainedModel:
     """A GPT-NeoX of those sizes from scratch, over the made worlds' tokenizer."""
     torch.manual_seed(seed)
-    lm: PreTrainedModel = AutoModelForCausalLM.from_config(
-        neox_config(
-            hidden_size=sizes.hidden_size,
-            layers=sizes.layers,
-            heads=sizes.heads,
-            intermediate_size=sizes.intermediate_size,
-            vocab_size=load_tokenizer().vocab_size,
-            tie_embeddings=sizes.tie_embeddings,
-        )
-    )
+    lm: PreTrainedModel = AutoModelForCausalLM.from_config(language_config(sizes))
     match_queries(lm)
     return lm
 

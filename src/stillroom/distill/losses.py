@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillroom.engine.naming import box_error, naming_error
 from stillroom.engine.packing import IGNORE_INDEX
 
 # Least share of the teacher's mass outside its top k: keeps the logarithm finite where the k are
@@ -148,11 +149,6 @@ def depth_kl(
     return F.kl_div(logprobs, target_probs.float(), reduction="none").sum(dim=-1)
 
 
-def box_error(said: Float[Tensor, "*p 6"], truth: Float[Tensor, "*p 6"]) -> Float[Tensor, "*p 6"]:
-    """Smooth L1 (beta 0.1) of centre [m] and logarithm of the edge lengths, value by value."""
-    return F.smooth_l1_loss(said.float(), truth, reduction="none", beta=0.1)
-
-
 def _tail_logit(
     topk_logits: Float[Tensor, "*p k"], logsumexp: Float[Tensor, "*p"]
 ) -> Float[Tensor, "*p 1"]:
@@ -167,5 +163,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "depth_ce": depth_ce,
     "depth_reg": depth_reg,
     "depth_kl": depth_kl,
+    "naming": naming_error,
     "grounding": box_error,
 }

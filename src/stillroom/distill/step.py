@@ -8,7 +8,6 @@ from stillroom.distill.batches import Batch
 from stillroom.distill.config import LossConfig
 from stillroom.distill.losses import (
     answer_cross_entropy,
-    box_error,
     depth_ce,
     depth_kl,
     depth_reg,
@@ -16,7 +15,7 @@ from stillroom.distill.losses import (
     soft_depth_bins,
     text_loss,
 )
-from stillroom.engine.naming import naming_error, naming_weight
+from stillroom.engine.naming import box_error, naming_error, naming_weight
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
 from stillroom.students.connector import VisionFeatures
@@ -60,11 +59,10 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
         terms |= _depth_terms(student, cells, batch)
     if config.grounding:
         named = states.levels[level][1][tuple(batch.mention_at.T)]
-        words = student.get_input_embeddings()
         terms["naming"] = torch.stack(
             [
-                naming_error(cells, words(ids), which).sum()
-                for ids, which in zip(batch.name_words, batch.cell_names.unbind(-1), strict=True)
+                naming_error(cells, words.embedded(student), which).sum()
+                for words, which in zip(batch.name_words, batch.cell_names.unbind(-1), strict=True)
             ]
         ).sum()
         terms["grounding"] = box_error(student.mention_boxes(named), batch.mention_box).sum()

@@ -102,11 +102,11 @@ def greedy_scenes(
             raise ValueError("a prompt is empty; give it at least one embedding")
         counts.append(len(prompts))
         for start in range(0, len(prompts) if max_new_tokens > 0 else 0, step):
-            row = _Row(lm, prefix, prompts[start : start + step])
-            if rows and sum(len(r.kind) for r in [*rows, row]) > joined_tokens:
+            part = prompts[start : start + step]
+            held = sum(len(row.kind) for row in rows)
+            if rows and held + prefix.length + sum(map(len, part)) > joined_tokens:
                 decoded += _decode(_joined(rows), **ends)
-                rows = []
-            rows.append(row)
+            rows.append(_Row(lm, prefix, part))
     if rows:
         decoded += _decode(_joined(rows), **ends)
     if max_new_tokens < 1:
@@ -237,11 +237,11 @@ class _Row:
         return self.lm.get_output_embeddings()(states).float()
 
 
-def _joined(rows: Sequence[_Row]) -> _Row:
-    """One row of all; questions and scenes are counted on from row to row."""
-    first, *others = rows
-    if not others:
-        return first
+def _joined(rows: list[_Row]) -> _Row:
+    """One row of all, which are taken out of the list; questions and scenes are counted on."""
+    if len(rows) == 1:
+        return rows.pop()
+    first = rows[0]
     questions = np.cumsum([0, *(len(row.next) for row in rows)])
     for number, row in enumerate(rows):
         row.segment = torch.where(row.segment > 0, row.segment + int(questions[number]), 0)
@@ -253,4 +253,5 @@ def _joined(rows: Sequence[_Row]) -> _Row:
         keys, values = zip(*map(contents, layers), strict=True)
         cache.update(torch.cat(keys, dim=2), torch.cat(values, dim=2), number)
     first.cache = cache
+    rows.clear()
     return first

@@ -36,7 +36,6 @@ MOST_QUESTIONS = 6_000
 
 _KIND = re.compile(rf"\b({'|'.join(sorted(CATEGORIES, key=len, reverse=True))})\b")
 
-Fit = Callable[[Sequence[Question]], Answerer]
 _Key = TypeVar("_Key", int, str)
 
 
@@ -58,6 +57,9 @@ class _PerQuestion:
 def truth() -> Answerer:
     """Answers with what geometry says: the row every scorer must give 1.0."""
     return _PerQuestion(lambda question: question.answer)
+
+
+Fit = Callable[[Sequence[Question]], _PerQuestion]
 
 
 class RecordedAnswers:
@@ -88,12 +90,12 @@ class RecordedAnswers:
         ]
 
 
-def fit_majority(questions: Sequence[Question]) -> Answerer:
+def fit_majority(questions: Sequence[Question]) -> _PerQuestion:
     """Says what was most often right in a question's family: an option's place, or a text."""
     return _PerQuestion(_commonest_answer(questions))
 
 
-def fit_kind_prior(questions: Sequence[Question]) -> Answerer:
+def fit_kind_prior(questions: Sequence[Question]) -> _PerQuestion:
     """Says what was most often right where the same kinds of things were named in the same order.
 
     Kinds never named so, and numbers, get the majority's answer of the family.
@@ -118,7 +120,7 @@ def _kinds_asked(question: Question) -> tuple[str, ...]:
     return (question.family, *kinds_named(f"{question.question} {' '.join(question.options)}"))
 
 
-def fit_blind(questions: Sequence[Question], *, rng: np.random.Generator) -> Answerer:
+def fit_blind(questions: Sequence[Question], *, rng: np.random.Generator) -> _PerQuestion:
     """Answers from the words of the question alone, one n-gram model per family.
 
     Where words can say nothing (descriptions), it is the majority.
@@ -177,9 +179,7 @@ class CrossFitted:
 
     def answer(self, question: Question) -> str:
         """The same model's answer; what is fitted to words needs no scene to be opened."""
-        model = self._models[self._fold[question.scene_id]]
-        assert isinstance(model, _PerQuestion)
-        return model.answer([question])[0].text
+        return self._models[self._fold[question.scene_id]].answer([question])[0].text
 
 
 def baseline(

@@ -38,10 +38,10 @@ def language_cpu() -> LanguageConfig:
     """language_mini: a GPT-NeoX of 0.7 M parameters on questions and answers, without pictures."""
     return LanguageConfig(
         train=TrainConfig(
-            steps=2000,
+            steps=900,
             scenes_per_step=8,
-            learning_rate=2e-3,
-            evaluate_every=250,
+            learning_rate=3e-3,
+            evaluate_every=150,
             save_every=100,
         )
     )

@@ -42,17 +42,17 @@ def walk_around(
     views: int,
     side: int,
     unseen: bool,
-    wide: tuple[float, float],
+    fov_deg: tuple[float, float],
     overview: float,
     tries: int = 4,
 ) -> Walk | None:
     """A walk of ``views`` photos of ``side`` pixels, the best of a few; None if none is usable.
 
-    ``owner`` is the object_id of each solid, 0 for the room. ``wide`` [degrees] are the least and
-    the largest field of view; ``overview`` is how often the first photo is the one that shows most.
+    ``owner`` is the object_id of each solid, 0 for the room. ``fov_deg`` are the least and the
+    largest field of view; ``overview`` is how often the first photo is the one that shows most.
     """
     best: Walk | None = None
-    fov = float(np.radians(rng.uniform(*wide)))
+    fov = float(np.radians(rng.uniform(*fov_deg)))
     for _ in range(tries):
         walk = _one_walk(plan, solids, owner, cast, rng, views, unseen, fov, overview)
         if walk is None:

@@ -28,7 +28,7 @@ CATEGORIES: tuple[str, ...] = tuple(KINDS)
 #: Per density: photos, their side in pixels, more rays where something ends.
 _PHOTOS: dict[str, tuple[int, int, int]] = {"plain": (6, 112, 0), "furnished": (8, 224, 3)}
 #: Per density: least and largest field of view [degrees]. A plain room's photos are small and few.
-_WIDE = {"plain": (70.0, 75.0), "furnished": (60.0, 66.0)}
+_FOV_DEG = {"plain": (70.0, 75.0), "furnished": (60.0, 66.0)}
 #: How often the first photo is the one that shows most.
 _OVERVIEW = {"plain": 0.75, "furnished": 0.0}
 #: Largest share of things that no two photos show well; small things fill a furnished room.
@@ -84,7 +84,7 @@ def _draw(rng: np.random.Generator, density: Density, split: Split) -> Scene | N
         views=views,
         side=side,
         unseen=unseen,
-        wide=_WIDE[density],
+        fov_deg=_FOV_DEG[density],
         overview=_OVERVIEW[density],
     )
     if walk is None or (walk.seen < 2).mean() > _HIDDEN[density]:

@@ -107,7 +107,7 @@ class _Job:
         ids = _shard(store.scene_ids(), shard)
         asked = ((store.scene(scene_id), store.questions(scene_id)) for scene_id in ids)
         if isinstance(teacher, SceneBatchTeacher):
-            labels = teacher.label_scenes(list(asked), self.signals)
+            labels = teacher.label_scenes(asked, self.signals)
         else:
             labels = [label for one in asked for label in teacher.label(*one, self.signals)]
         label_store.write_shard(self.out, shard, labels)

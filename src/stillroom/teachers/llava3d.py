@@ -7,7 +7,7 @@ released checkpoint's keys, so that a state dict is the release's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -377,15 +377,22 @@ class LLaVA3DTeacher:
         return self.label_scenes([(scene, questions)], signals)
 
     def label_scenes(
-        self, asked: Sequence[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
+        self, asked: Iterable[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
     ) -> list[TeacherLabel]:
         """The labels of several scenes, one scene after another; their answers grow together."""
         topk = self.topk if "topk_logits" in signals else 0
-        # Opened one by one: only scenes that are decoded together are held at once.
-        opened = ((self.open(scene), questions) for scene, questions in asked)
+        known: list[Question] = []
+
+        def opened() -> Iterator[tuple[LLaVA3DSession, Sequence[Question]]]:
+            # One by one: only scenes that are decoded together are held at once.
+            for scene, questions in asked:
+                known.extend(questions)
+                yield self.open(scene), questions
+
+        answers = [said for scene in self.decode(opened(), topk=topk) for said in scene]
         return [
             TeacherLabel(
-                scene_id=scene.scene_id,
+                scene_id=question.scene_id,
                 question_id=question.question_id,
                 answer=self.tokenizer.decode(said.ids),
                 answer_ids=np.array(said.ids, dtype=np.int64),
@@ -393,10 +400,7 @@ class LLaVA3DTeacher:
                 topk_logits=said.topk_logits,
                 logsumexp=said.logsumexp,
             )
-            for (scene, questions), answers in zip(
-                asked, self.decode(opened, topk=topk), strict=True
-            )
-            for question, said in zip(questions, answers, strict=True)
+            for question, said in zip(known, answers, strict=True)
         ]
 
     def decode(

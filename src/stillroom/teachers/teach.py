@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stillroom.engine.initial import match_queries
-from stillroom.engine.naming import naming_error, naming_weight
+from stillroom.engine.naming import Words, box_error, naming_error, naming_weight
 from stillroom.engine.packing import (
     IGNORE_INDEX,
     Packed,
@@ -39,7 +39,7 @@ from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
 from stillroom.teachers.llava3d_load import load_llava3d, save_llava3d
 from stillroom.teachers.preprocess import normalise, whole_pixel_intrinsics
 from stillroom.teachers.sampling import choose_questions, right_by_family
-from stillroom.text.mentions import mentions, name_tokens
+from stillroom.text.mentions import mentions, word_tokens
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 
 #: Stands behind a question that is asked for its rationale instead of its answer.
 RATIONALE_MARK = "<Spatio>"
-#: Where the error of a box turns from square to linear, in metres and in log metres.
-BOX_BETA = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,7 @@ class TeachConfig:
     # Weight of the object targets at the voxels; 0 leaves them out.
     object_weight: float = 1.0
     # Weight of the box targets at the names in questions; 0 leaves them out.
-    grounding_weight: float = 1.0
+    grounding_weight: float = 2.0
     # Layers of the language model below the heads for voxels and for names.
     object_level: int = 2
     grounding_level: int = 4
@@ -183,9 +181,9 @@ class Teaching(nn.Module):
         self.object_head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, len(CATEGORIES) + len(COLOURS) + 2 + 6)
         )
-        tokenizer = load_tokenizer()
-        self.register_buffer("kinds", torch.tensor(name_tokens(CATEGORIES, tokenizer)), False)
-        self.register_buffer("colours", torch.tensor(name_tokens(COLOURS, tokenizer)), False)
+        self.words = [
+            Words.of(word_tokens(words, load_tokenizer())) for words in (CATEGORIES, COLOURS)
+        ]
         self.grounding_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6))
 
     def forward(self, batch: TeachBatch) -> tuple[Tensor, Packed, dict[str, Tensor]]:
@@ -223,16 +221,14 @@ class Teaching(nn.Module):
             [table[index] for table, index in zip(batch.objects, objects, strict=True)]
         )
         losses = self._object_losses(truth, seen, places)
-        words, tokens = teacher.get_input_embeddings(), torch.cat([s.tokens for s in scenes])
+        tokens = torch.cat([s.tokens for s in scenes])
         losses["naming"] = torch.stack(
             [
-                naming_error(tokens, words(ids), truth[:, column].long()).sum()
-                for column, ids in enumerate((self.kinds, self.colours))
+                naming_error(tokens, words.embedded(teacher), truth[:, column].long()).sum()
+                for column, words in enumerate(self.words)
             ]
         ).sum()
-        losses["grounding"] = F.smooth_l1_loss(
-            self.grounding_head(named), batch.mention_box, beta=BOX_BETA, reduction="sum"
-        )
+        losses["grounding"] = box_error(self.grounding_head(named), batch.mention_box).sum()
         return logits, packed, losses
 
     def _object_losses(
@@ -249,8 +245,7 @@ class Teaching(nn.Module):
         named = named + F.cross_entropy(colours, truth[:, 1].long(), reduction="sum")
         there = (truth[:, 0] > 0)[:, None]
         target = torch.cat([truth[:, 2:5] - at, truth[:, 5:8]], dim=1)
-        boxed = F.smooth_l1_loss(boxes, target, beta=BOX_BETA, reduction="none")
-        boxed = torch.where(there, boxed, 0.0)
+        boxed = torch.where(there, box_error(boxes, target), 0.0)
         return {"object_name": named, "object_box": boxed.sum()}
 
 
@@ -463,7 +458,7 @@ def _count(batch: TeachBatch, model: Teaching) -> dict[str, float]:
         "object_name": patches,
         "object_box": things,
         "naming": naming_weight(batch.patch_object),
-        "grounding": 3.0 * len(batch.mention_at),
+        "grounding": float(batch.mention_box.numel()),
     }
 
 
@@ -482,7 +477,7 @@ def _evaluate(model: Teaching, rows: _Rows, config: TeachConfig) -> dict[str, fl
         batch = rows.batch(chosen, [range(len(rows.questions[row])) for row in chosen])
         logits, packed, heads = model(batch)
         apart += float(heads["grounding"])
-        named += len(batch.mention_at)
+        named += batch.mention_box.numel()
         labels = packed.labels[packed.labels != IGNORE_INDEX]
         ce = F.cross_entropy(logits.float(), labels, reduction="none")
         answers = [
@@ -498,4 +493,4 @@ def _evaluate(model: Teaching, rows: _Rows, config: TeachConfig) -> dict[str, fl
         count += int(core.sum())
     shares = {family: float(np.mean(values)) for family, values in sorted(hits.items())}
     shares.pop("description", None)
-    return {"answer_ce": total / count, "grounding": apart / max(3 * named, 1), **shares}
+    return {"answer_ce": total / count, "grounding": apart / max(named, 1), **shares}

@@ -26,6 +26,6 @@ def mentions(text: str, names: Mapping[str, int], tokenizer: Tokenizer) -> list[
     ]
 
 
-def name_tokens(words: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """The token of each word that stands for it inside a sentence: the last one of its own."""
-    return [tokenizer.encode(f" {word}")[-1] for word in words]
+def word_tokens(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """The tokens of each word as it stands inside a sentence."""
+    return [tokenizer.encode(f" {word}") for word in words]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class _Run:
     weighting: Weighting
     # Model and weighting as one module: what is optimised, clipped and saved.
     trained: nn.Module
+    # Of it, what has a gradient.
+    parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     folder: RunFolder
     position: Position
@@ -81,7 +84,8 @@ def train(
     Args:
         weighting: a ``Weighting`` (None: plain sum). Its parameters are trained and saved too.
         step: forward pass of one micro-batch, with gradient. Must draw only from torch, whose
-            generators the loop seeds by (seed, step, micro-batch).
+            generators the loop seeds by (seed, step, micro-batch); with several workers it must
+            draw nothing.
         count: how many positions are labelled, per name in ``step``'s answer, from labels only:
             it runs before the model does. A term that counts 0 over a step is off in it.
         batch_at: micro-batch ``(step, micro)``, both from 0, a pure function of the two; see
@@ -131,6 +135,7 @@ def _prepare(
         model=model,
         weighting=weighting,  # type: ignore[arg-type]
         trained=trained,
+        parameters=[value for value in trained.parameters() if value.requires_grad],
         optimizer=optimizer,
         folder=folder,
         position=position,
@@ -157,16 +162,12 @@ def _take_step(
     loss: dict[str, Tensor] = {}
     terms: dict[str, Tensor] = {}
     metrics: dict[str, Tensor] = {}
-    for micro, batch in enumerate(batches):
-        torch.manual_seed(_draws_of(config.seed, index, micro))
-        losses = step(batch)
-        parts = _part_of_means(losses.terms, totals)
-        if parts:
-            total = run.weighting(parts, share=1 / config.micro_batches)
-            total.backward()
-            _add(loss, {"loss": total})
-        _add(terms, parts)
-        _add(metrics, _part_of_means(losses.metrics, totals))
+    for portion in _portions(run, batches, step, totals):
+        for parameter, gradient in zip(run.parameters, portion.gradients, strict=True):
+            _accumulate(parameter, gradient)
+        _add(loss, portion.loss)
+        _add(terms, portion.terms)
+        _add(metrics, portion.metrics)
     lr = learning_rate_at(index, config=config)
     # Nothing labelled in the whole step: no update, not even decay.
     norm = _update(run, {**loss, **terms}, lr) if loss else None
@@ -189,6 +190,81 @@ def _take_step(
     if run.position.step % config.log_every == 0 or run.position.step == config.steps:
         logger.info(step_line(row))
     return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Portion:
+    """What one micro-batch adds to the step."""
+
+    # By trained parameter; None where it has no part in the loss.
+    gradients: Sequence[Tensor | None]
+    loss: dict[str, Tensor]
+    terms: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+
+
+def _portions(
+    run: _Run,
+    batches: Sequence[Batch],
+    step: Callable[[Batch], StepLosses],
+    totals: dict[str, float],
+) -> Iterator[_Portion]:
+    """Every micro-batch's part, in their order, whoever worked it off."""
+    if run.config.workers == 1:
+        for micro, batch in enumerate(batches):
+            yield _work_off(run, micro, batch, step, totals)
+        return
+    with _one_thread_each(min(run.config.workers, len(batches))) as pool:
+        jobs = [
+            pool.submit(_work_off, run, micro, batch, step, totals)
+            for micro, batch in enumerate(batches)
+        ]
+        for job in jobs:
+            yield job.result()
+
+
+@contextmanager
+def _one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads whose operations use one core each; a backward pass runs where it was begun."""
+    before = torch.get_num_threads()
+    try:
+        # The number is each thread's own for some libraries and everybody's for others.
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+def _work_off(
+    run: _Run,
+    micro: int,
+    batch: Batch,
+    step: Callable[[Batch], StepLosses],
+    totals: dict[str, float],
+) -> _Portion:
+    if run.config.workers == 1:
+        # Threads share one generator, so that a step of several must draw nothing.
+        torch.manual_seed(_draws_of(run.config.seed, run.position.step, micro))
+    losses = step(batch)
+    parts = _part_of_means(losses.terms, totals)
+    loss: dict[str, Tensor] = {}
+    gradients: Sequence[Tensor | None] = [None] * len(run.parameters)
+    if parts:
+        total = run.weighting(parts, share=1 / run.config.micro_batches)
+        gradients = torch.autograd.grad(total, run.parameters, allow_unused=True)
+        loss["loss"] = total.detach()
+    return _Portion(
+        gradients=gradients,
+        loss=loss,
+        terms={name: value.detach() for name, value in parts.items()},
+        metrics=_part_of_means(losses.metrics, totals),
+    )
+
+
+def _accumulate(parameter: Tensor, gradient: Tensor | None) -> None:
+    if gradient is not None:
+        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def _update(run: _Run, values: Mapping[str, Tensor], lr: float) -> float:
