@@ -1,8 +1,8 @@
 """A model is a name: shipped, a folder, a hub id, or ``kind:where``.
 
-Shipped: ``encoder_mini``, ``language_mini``, ``teacher_mini``, ``student_mini``. Kinds:
-``llava3d:`` and ``shuffled:`` take a place or a name behind the colon; ``blind``, ``majority`` and
-``truth`` stand alone.
+Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:`` and
+``shuffled:`` take a place or a name behind the colon; ``blind``, ``majority`` and ``truth`` stand
+alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stillroom.records import Answerer, BadInputError, Teacher
 from stillroom.scenes.store import SceneStore
 
 MODELS = Path(__file__).with_name("models")
-SHIPPED = ("encoder_mini", "language_mini", "teacher_mini", "student_mini")
+SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
 BASELINES = ("blind", "majority", "truth")
 
 

@@ -307,18 +307,34 @@ def test_several_scenes_together_say_what_each_says_alone(
 ) -> None:
     views = [vision(), 2 * vision()[:, :3], vision().flip(1)]
     asked = [
-        (prefill(lm, v, visibility=visibility), prompts_of(lm, questions))
+        (prefill(lm, v, visibility=visibility), prompts_of(lm, questions), ())
         for v, questions in zip(views, (QUESTIONS, QUESTIONS[:1], QUESTIONS[1:]), strict=True)
     ]
     settings = {"visibility": visibility, "max_new_tokens": 9, "topk": 3}
-    free = [greedy(lm, *one, eos_id=-1, **settings) for one in asked]
+    free = [greedy(lm, *one[:2], eos_id=-1, **settings) for one in asked]
     assert free[0][0].ids != free[2][0].ids
     # Some end soon, so that what they had cached is dropped while others go on.
     eos = free[0][0].ids[1]
-    alone = [greedy(lm, *one, eos_id=eos, **settings) for one in asked]
+    alone = [greedy(lm, *one[:2], eos_id=eos, **settings) for one in asked]
     assert len({len(answer.ids) for answers in alone for answer in answers}) > 1
     together = greedy_scenes(lm, iter(asked), eos_id=eos, joined_tokens=joined_tokens, **settings)
     for ours, theirs in zip(together, alone, strict=True):
         assert [answer.ids for answer in ours] == [answer.ids for answer in theirs]
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(one.topk_logits, other.topk_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_answer_is_one_of_its_choices_and_the_likeliest_by_token(lm: PreTrainedModel) -> None:
+    prefix = prefill(lm, vision(), visibility="prefix")
+    prompts = prompts_of(lm, QUESTIONS)
+    choices = [[[20, 21, EOS], [20, 22, EOS], [25, EOS]], (), [[30, EOS], [31, EOS]], ()]
+    settings = {"visibility": "prefix", "max_new_tokens": 6, "eos_id": EOS, "topk": 40}
+    bound = greedy(lm, prefix, prompts, choices=choices, **settings)
+    free = greedy(lm, prefix, prompts, **settings)
+    assert [bound[i].ids for i in (1, 3)] == [free[i].ids for i in (1, 3)]
+    assert bound[0].ids in choices[0]
+    assert bound[2].ids in choices[2]
+    # The logits kept are those of the free model, so that labels stay soft.
+    np.testing.assert_array_equal(bound[2].topk_ids[0], free[2].topk_ids[0])
+    logit = dict(zip(bound[2].topk_ids[0].tolist(), bound[2].topk_logits[0], strict=True))
+    assert bound[2].ids[0] == max((30, 31), key=lambda token: logit[token])

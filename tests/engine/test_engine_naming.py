@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
-from stillroom.engine.initial import match_queries
+from stillroom.engine.initial import begin_copying, match_queries
 from stillroom.engine.naming import BACKGROUND, UNKNOWN, Words, naming_error, naming_weight
 from stillroom.records import BadInputError
+from stillroom.students.config import neox_config
 
 SIZES = {
     "vocab_size": 40,
@@ -76,3 +77,27 @@ def test_other_models_are_refused() -> None:
     lm = AutoModelForCausalLM.from_config(Qwen2Config(num_key_value_heads=2, **SIZES))
     with pytest.raises(BadInputError, match="qwen2"):
         match_queries(lm)
+
+
+def test_one_head_begins_by_looking_at_the_word_before() -> None:
+    config = neox_config(hidden_size=32, layers=2, heads=2, rotary_share=1.0, rope_theta=1e7)
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    match_queries(lm)
+    begin_copying(lm)
+    # Far behind the start of a scene, as questions are.
+    ids, position = torch.randint(40, 900, (1, 12)), torch.arange(384, 396)[None]
+    seen = lm(ids, position_ids=position, output_attentions=True).attentions[0][0, 1]
+    assert seen[1:].argmax(dim=-1).tolist() == list(range(11))
+    assert seen.diagonal(-1).min() > 0.5
+    # What a copying head sees it hands on as it is, and not turned into something else.
+    attention = lm.base_model.layers[1].attention
+    values = attention.query_key_value.weight.unflatten(0, (2, 3, -1))[0, 2]
+    out = attention.dense.weight[:, :16]
+    state = torch.randn(32)
+    assert torch.cosine_similarity(out @ values @ state, state, dim=0) > 0.5
+
+
+def test_copying_needs_all_channels_turned() -> None:
+    lm = AutoModelForCausalLM.from_config(neox_config(hidden_size=32, layers=1, heads=2))
+    with pytest.raises(BadInputError, match="needs all 16 channels"):
+        begin_copying(lm)

@@ -13,6 +13,7 @@ from stillroom.geometry.poses import is_rigid
 from stillroom.records import Scene
 from stillroom.scenes import furniture
 from stillroom.scenes.casting import caster
+from stillroom.scenes.facts import MIN_SHARE, pixel_shares
 from stillroom.scenes.physics import APART, TOUCH, Surfaces, surface_distances
 from stillroom.scenes.rooms import CATEGORIES, COLOURS, draw_rooms, make_room, split_of
 from stillroom.scenes.solids import from_parts
@@ -230,3 +231,22 @@ def test_cameras_start_anywhere() -> None:
     first = [room.views[0].c2w for room in plain()]
     bearings = [np.arctan2(pose[1, 3], pose[0, 3]) for pose in first if pose is not None]
     assert np.ptp(bearings) > 2.0
+
+
+def test_in_a_plain_room_the_colour_alone_says_which_thing_is_meant() -> None:
+    for room in plain():
+        colours = [thing.colour for thing in room.objects]
+        assert len(set(colours)) == len(colours)
+    # Twelve things or more cannot all differ in eleven colours.
+    assert len({thing.colour for thing in furnished()[0].objects}) < len(furnished()[0].objects)
+
+
+def test_plain_photos_are_wide_and_the_first_mostly_shows_most() -> None:
+    most = 0
+    for room in plain():
+        half = np.arctan(room.views[0].rgb.shape[0] / 2 / room.views[0].intrinsics[1, 1])
+        assert 70 <= np.degrees(2 * half) <= 75
+        shares = pixel_shares(room.views, room.objects)
+        seen = (shares >= MIN_SHARE).sum(axis=1)
+        most += seen[0] >= seen.max() - 1
+    assert most >= 3  # three quarters of the rooms, judged by coarse pictures

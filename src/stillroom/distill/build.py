@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from stillroom.distill.config import DistillConfig, StudentSizes
-from stillroom.engine.initial import match_queries
+from stillroom.engine.initial import begin_copying, match_queries
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
@@ -49,6 +49,8 @@ def student_config(
 
 def _language_config(where: Path | str, sizes: StudentSizes) -> PretrainedConfig:
     found: PretrainedConfig = _opened(AutoConfig.from_pretrained, where)
+    # Its weights may be stored in half precision; training wants them whole.
+    found.dtype = torch.float32
     words, known = load_tokenizer().vocab_size, getattr(found, "vocab_size", None)
     if known != words:
         raise BadInputError(
@@ -75,6 +77,8 @@ def language_config(sizes: StudentSizes) -> PretrainedConfig:
         intermediate_size=sizes.intermediate_size,
         vocab_size=load_tokenizer().vocab_size,
         tie_embeddings=sizes.tie_embeddings,
+        rotary_share=sizes.rotary_share,
+        rope_theta=sizes.rope_theta,
     )
 
 
@@ -109,5 +113,7 @@ def build_student(
         student.language_model.load_state_dict(spoken.state_dict())
     else:
         match_queries(student.language_model)
+        if config.student.rotary_share == 1.0:
+            begin_copying(student.language_model)
     student.encoder.load_state_dict(vggt.state_dict())
     return student, StillroomProcessor(image_size=built.image_size, max_views=built.max_views)

@@ -21,6 +21,11 @@ class StudentSizes:
     heads: int = 4
     # Inner width of its feed-forward layers.
     intermediate_size: int = 512
+    # Share of a head's channels that are turned by position, and the base of their frequencies. Of
+    # 32 channels a quarter (Pythia) has one fast turn, too few to find the word before; with the
+    # usual base of 10,000 nearly all would have turned between a word and the photos.
+    rotary_share: float = 1.0
+    rope_theta: float = 1e7
     # One matrix for token embedding and output.
     tie_embeddings: bool = True
     # Vision tokens per view: this many rows and columns.

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from stillroom.distill.build import language_config
 from stillroom.distill.config import StudentSizes
 from stillroom.distill.losses import answer_cross_entropy
-from stillroom.engine.initial import match_queries
+from stillroom.engine.initial import begin_copying, match_queries
 from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack_rows
 from stillroom.engine.prefix import read_packed
 from stillroom.records import FAMILIES, BadInputError, Question, content_hash
@@ -143,6 +143,7 @@ def new_language_model(sizes: StudentSizes, *, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     lm: PreTrainedModel = AutoModelForCausalLM.from_config(language_config(sizes))
     match_queries(lm)
+    begin_copying(lm)
     return lm
 
 

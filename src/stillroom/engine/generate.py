@@ -22,6 +22,10 @@ from stillroom.engine.prefix import ScenePrefix, contents, decoder_states
 JOINED_TOKENS = 8_192
 
 
+#: Ids of every answer that is allowed, each with its end; none: any text.
+Choices = Sequence[Sequence[int]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
     """One answer. ``ids`` end with the end-of-sequence id if the model produced it in time.
@@ -47,18 +51,21 @@ def greedy(
     eos_id: int,
     topk: int = 0,
     chunk: int = 64,
+    choices: Sequence[Choices] = (),
 ) -> list[Decoded]:
     """The most probable continuation of each prompt, token by token, in the order of the prompts.
 
     A prompt is the embeddings of all that stands between V and the answer. At most ``chunk``
-    questions share a row; an answer does not depend on its neighbours.
+    questions share a row; an answer does not depend on its neighbours. Where a question has
+    ``choices``, its answer is one of them: the likeliest token, again and again, that goes on
+    with one. The logits that are kept are those over all tokens.
 
     Raises:
         ValueError: the prefix was made under another visibility, or a prompt is empty.
     """
     return greedy_scenes(
         lm,
-        [(prefix, prompts)],
+        [(prefix, prompts, choices)],
         visibility=visibility,
         max_new_tokens=max_new_tokens,
         eos_id=eos_id,
@@ -71,7 +78,7 @@ def greedy(
 @torch.no_grad()
 def greedy_scenes(
     lm: PreTrainedModel,
-    asked: Iterable[tuple[ScenePrefix, Sequence[Float[Tensor, "_ d"]]]],
+    asked: Iterable[tuple[ScenePrefix, Sequence[Float[Tensor, "_ d"]], Sequence[Choices]]],
     *,
     visibility: Visibility,
     max_new_tokens: int,
@@ -80,7 +87,7 @@ def greedy_scenes(
     chunk: int = 64,
     joined_tokens: int = JOINED_TOKENS,
 ) -> list[list[Decoded]]:
-    """``greedy`` for several scenes with their prompts: long answers are spelt out side by side.
+    """``greedy`` for several scenes with their prompts and choices, long answers side by side.
 
     Every scene is read by itself, when ``asked`` comes to it; then rows of at most
     ``joined_tokens`` in all (a single row may be longer) go on together, so that one step of the
@@ -95,18 +102,19 @@ def greedy_scenes(
     decoded: list[Decoded] = []
     counts: list[int] = []
     rows: list[_Row] = []
-    for prefix, prompts in asked:
+    for prefix, prompts, choices in asked:
         if prefix.visibility != visibility:
             raise ValueError(f"the prefix was made for {prefix.visibility}, not for {visibility}")
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt is empty; give it at least one embedding")
         counts.append(len(prompts))
+        allowed = list(choices) or [()] * len(prompts)
         for start in range(0, len(prompts) if max_new_tokens > 0 else 0, step):
             part = prompts[start : start + step]
             held = sum(len(row.kind) for row in rows)
             if rows and held + prefix.length + sum(map(len, part)) > joined_tokens:
                 decoded += _decode(_joined(rows), **ends)
-            rows.append(_Row(lm, prefix, part))
+            rows.append(_Row(lm, prefix, part, allowed[start : start + step]))
     if rows:
         decoded += _decode(_joined(rows), **ends)
     if max_new_tokens < 1:
@@ -121,7 +129,8 @@ def _decode(row: _Row, *, max_new_tokens: int, eos_id: int, topk: int) -> list[D
     alive = list(range(len(logits)))
     answers = [_Answer() for _ in alive]
     for step in range(max_new_tokens):
-        chosen = logits.argmax(dim=-1)
+        said = [answers[question].ids for question in alive]
+        chosen = (logits + _bans(logits, said, [row.choices[q] for q in alive])).argmax(dim=-1)
         best = logits.topk(min(topk, logits.shape[-1])) if topk else None
         logsumexp = logits.logsumexp(dim=-1) if topk else None
         ids = chosen.tolist()  # the one host sync of the step: who has ended?
@@ -140,6 +149,21 @@ def _decode(row: _Row, *, max_new_tokens: int, eos_id: int, topk: int) -> list[D
         row.forget(alive)
         logits = row.extend(alive, chosen)
     return [answer.finish() for answer in answers]
+
+
+def _bans(
+    logits: Tensor, said: Sequence[Sequence[int]], choices: Sequence[Choices]
+) -> Tensor | float:
+    """Minus infinity on every token with which no choice goes on; 0 where any text is allowed."""
+    bound = [where for where, allowed in enumerate(choices) if allowed]
+    if not bound:
+        return 0.0
+    bans = torch.zeros_like(logits)
+    bans[bound] = -torch.inf
+    for where in bound:
+        begun, count = list(said[where]), len(said[where])
+        bans[where, [ids[count] for ids in choices[where] if list(ids[:count]) == begun]] = 0.0
+    return bans
 
 
 @dataclass
@@ -162,8 +186,15 @@ class _Row:
     Rows of several scenes may have been joined into one: ``scene`` tells whose each position is.
     """
 
-    def __init__(self, lm: PreTrainedModel, prefix: ScenePrefix, prompts: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        prefix: ScenePrefix,
+        prompts: Sequence[Tensor],
+        choices: Sequence[Choices],
+    ) -> None:
         self.lm = lm
+        self.choices = list(choices)
         self.cache: DynamicCache = prefix.cache()
         device, n = prefix.embeds.device, prefix.length
         lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -248,6 +279,7 @@ def _joined(rows: list[_Row]) -> _Row:
         row.scene, row.of_scene = row.scene + number, row.of_scene + number
     for name in ("position", "kind", "segment", "scene", "next", "of_scene", "first"):
         setattr(first, name, torch.cat([getattr(row, name) for row in rows]))
+    first.choices = [allowed for row in rows for allowed in row.choices]
     cache = DynamicCache()
     for number, layers in enumerate(zip(*(row.cache.layers for row in rows), strict=True)):
         keys, values = zip(*map(contents, layers), strict=True)

@@ -38,10 +38,10 @@ def language_cpu() -> LanguageConfig:
     """language_mini: a GPT-NeoX of 0.7 M parameters on questions and answers, without pictures."""
     return LanguageConfig(
         train=TrainConfig(
-            steps=900,
+            steps=700,
             scenes_per_step=8,
             learning_rate=3e-3,
-            evaluate_every=150,
+            evaluate_every=100,
             save_every=100,
         )
     )
@@ -64,13 +64,15 @@ def mini_cpu() -> DistillConfig:
     """The embedded default: 1.7 M student, K = 8 learned slots, prefix mask; minutes on 2 cores."""
     return DistillConfig(
         train=TrainConfig(
-            steps=700,
+            steps=900,
             scenes_per_step=8,
+            micro_batches=2,
+            workers=2,
             learning_rate=2e-3,
-            evaluate_every=100,
+            evaluate_every=150,
             save_every=50,
         ),
-        language_model="language_mini",
+        validation_scenes=60,
         other_share=0.1,
         description_share=0.1,
     )

@@ -141,6 +141,8 @@ def neox_config(
     vocab_size: int = 1024,
     tie_embeddings: bool = True,
     max_positions: int = 4096,
+    rotary_share: float = 0.25,
+    rope_theta: float = 10_000.0,
 ) -> PretrainedConfig:
     """A GPT-NeoX from scratch; the defaults are the embedded student's.
 
@@ -155,6 +157,11 @@ def neox_config(
         num_attention_heads=heads,
         intermediate_size=4 * hidden_size if intermediate_size is None else intermediate_size,
         max_position_embeddings=max_positions,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": rope_theta,
+            "partial_rotary_factor": rotary_share,
+        },
         use_parallel_residual=False,
         tie_word_embeddings=tie_embeddings,
         # Unit gain at any width. The usual 0.02 is that only from about 2,000 channels on; it

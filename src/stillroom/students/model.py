@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from stillroom.engine.generate import greedy
+from stillroom.engine.generate import Choices, greedy
 from stillroom.engine.mask import Kind
 from stillroom.engine.packing import (
     IGNORE_INDEX,
@@ -265,8 +265,12 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         questions: Sequence[Sequence[int]],
         *,
         max_new_tokens: int | None = None,
+        choices: Sequence[Choices] = (),
     ) -> list[list[int]]:
-        """Greedy answers to tokenised questions, ``<eos>`` included where it came in time."""
+        """Greedy answers to tokenised questions, ``<eos>`` included where it came in time.
+
+        ``choices`` holds the answers each question allows, none for any text.
+        """
         said = greedy(
             self.language_model,
             prefix,
@@ -274,6 +278,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             visibility=self.config.visibility,
             max_new_tokens=max_new_tokens or self.config.max_answer_tokens,
             eos_id=self._eos,
+            choices=choices,
         )
         return [decoded.ids for decoded in said]
 

@@ -43,9 +43,10 @@ class StudentSession:
         self._prefix = student.open_prefix(features)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """One answer per question, in order."""
+        """One answer per question, in order; one of its options where it has any."""
         prompts = [self.processor.question_ids(question.prompt) for question in questions]
-        said = self.student.answer_ids(self._prefix, prompts)
+        choices = [self.processor.tokenizer.encode_choices(q.options) for q in questions]
+        said = self.student.answer_ids(self._prefix, prompts, choices=choices)
         return [
             Answer(question_id=question.question_id, text=self.processor.decode(ids))
             for question, ids in zip(questions, said, strict=True)

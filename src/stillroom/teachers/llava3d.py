@@ -38,6 +38,7 @@ from stillroom.teachers.prompts import (
     PromptTokenizer,
     open_tokenizer,
 )
+from stillroom.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,9 +415,18 @@ class LLaVA3DTeacher:
         settings = self.model.settings
         return greedy_scenes(
             self.model,
-            ((session.prefix, session.prompts(questions)) for session, questions in asked),
+            (
+                (session.prefix, session.prompts(questions), [self._choices(q) for q in questions])
+                for session, questions in asked
+            ),
             visibility=settings.visibility,
             max_new_tokens=settings.max_new_tokens,
             eos_id=self.tokenizer.eos_id,
             topk=topk,
         )
+
+    def _choices(self, question: Question) -> list[list[int]]:
+        """A miniature answers with one of the options; the release says what it wants."""
+        if not isinstance(self.tokenizer, Tokenizer):
+            return []
+        return self.tokenizer.encode_choices(question.options)

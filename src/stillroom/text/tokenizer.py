@@ -15,6 +15,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from stillroom.text.answers import spoken
+
 VOCAB_SIZE = 1024
 
 #: Ids 0..31, in this order; the ones no part uses yet are held for LaViT and GEODE.
@@ -60,6 +62,10 @@ class Tokenizer:
     def encode_answer(self, text: str) -> list[int]:
         """Ids of an answer as both models learn it: a leading space, the text, ``<eos>``."""
         return [*self.encode(" " + text), self.eos_id]
+
+    def encode_choices(self, options: Sequence[str]) -> list[list[int]]:
+        """What may be answered to a question with these options; empty if it has none."""
+        return [self.encode_answer(spoken(options, i)) for i in range(len(options))]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, up to the first ``<eos>``, without specials and outer spaces."""
