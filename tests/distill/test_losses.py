@@ -20,6 +20,7 @@ from stillroom.distill.losses import (
     text_loss,
     topk_forward_kl,
 )
+from stillroom.engine.naming import box_error, naming_error
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
 
@@ -243,6 +244,11 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
             x, soft_depth_bins(torch.tensor([0.4, 1.0, 3.0, 9.0]), EDGES, width=1.0)
         ),
     ),
+    "naming": (
+        (4, 8),
+        lambda x: naming_error(x, torch.eye(3, 8), torch.tensor([1, 0, 3, 2])),
+    ),
+    "grounding": ((4, 6), lambda x: box_error(x, torch.full((4, 6), 0.3)).sum(dim=-1)),
 }
 
 

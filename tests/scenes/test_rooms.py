@@ -163,7 +163,7 @@ def test_most_things_are_well_seen_twice() -> None:
             seen += [bool((views >= 0.003).sum() >= 2) for views in share]
         return float(np.mean(seen))
 
-    assert well(plain()) > 0.9
+    assert well(plain()) > 0.85
     assert well(furnished()) > 0.5
 
 

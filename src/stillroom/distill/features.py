@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from stillroom.distill.pretrain_batches import cell_objects
@@ -44,8 +44,9 @@ class FeatureCache:
     own_depth: Float[np.ndarray, "n v g g"]
     # Measured depth [m] per cell, 0 where less than half of the cell has any.
     true_depth: Float[np.ndarray, "n v g g"]
-    # object_id of what each cell shows, 0 for walls and floor or where nobody knows.
-    cells: Integer[np.ndarray, "n v g g"]
+    # object_id of what each cell shows, 0 for walls and floor or where nobody knows; small whole
+    # numbers, which half precision holds exactly.
+    cells: Float[np.ndarray, "n v g g"]
     # What is in the scene, as in ``scenes.pixels.object_table``; zeros where nobody knows.
     objects: Float[np.ndarray, "n m 8"]
 
