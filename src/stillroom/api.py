@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stillroom.distill.pretrain_config import PretrainConfig
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
-    from stillroom.teachers.teach import TeachConfig
+    from stillroom.teachers.teach_config import TeachConfig
 
 Progress = Callable[[int, int], None]
 

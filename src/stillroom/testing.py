@@ -97,6 +97,8 @@ def tiny_questions(scene: Scene, *, count: int = 4) -> list[Question]:
         "size": ("red table", "blue chair"),
         "orientation": ("left", "right"),
     }
+    values = {"proximity": 2.0, "contact": 0.6, "size": 2.0, "orientation": 20.0}
+    units = {"proximity": "ratio", "contact": "m", "size": "ratio", "orientation": "deg"}
     made = []
     for index in range(count):
         family, text, answer = kinds[index % len(kinds)]
@@ -109,6 +111,8 @@ def tiny_questions(scene: Scene, *, count: int = 4) -> list[Question]:
                 question=text,
                 answer=answer,
                 options=options[family],
+                value=values[family],
+                unit=units[family],
                 margin=2.0,
                 object_ids=(1, 2),
             )

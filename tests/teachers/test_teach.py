@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from stillroom.records import BadInputError
 from stillroom.scenes.store import open_store
 from stillroom.teachers.llava3d import LLaVA3DTeacher
-from stillroom.teachers.teach import TeachConfig, TeacherSizes, teach
+from stillroom.teachers.teach import teach
+from stillroom.teachers.teach_config import TeachConfig, TeacherSizes
 from stillroom.testing import tiny_store
 from stillroom.training.config import TrainConfig
 from stillroom.training.runlog import read_log
@@ -34,8 +35,10 @@ TINY = TeachConfig(
     ),
     object_level=1,
     grounding_level=1,
+    apart_level=2,
+    measure_level=2,
 )
-TERMS = {"text", "object_name", "object_box", "naming", "grounding"}
+TERMS = {"text", "object_name", "object_box", "naming", "grounding", "apart", "measure"}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def test_the_heads_of_the_training_are_not_kept(taught: Path) -> None:
 
 def test_terms_of_weight_0_are_left_out(scenes: Path, tmp_path: Path) -> None:
     short = replace(TINY.train, steps=1)
-    bare = replace(TINY, train=short, object_weight=0.0, grounding_weight=0.0)
+    bare = replace(TINY, train=short, object_weight=0.0, grounding_weight=0.0, measure_weight=0.0)
     teach(bare, scenes=scenes, out=tmp_path / "run")
     assert set(read_log(tmp_path / "run" / "log.jsonl", kind="step")[0]["terms"]) == {"text"}
 

@@ -25,7 +25,7 @@ from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack
 from stillroom.engine.prefix import read_packed
 from stillroom.records import FAMILIES, BadInputError, Question, content_hash
 from stillroom.scenes.store import open_store
-from stillroom.teachers.sampling import choose_questions, right_by_family
+from stillroom.teachers.sampling import AnswerScores, choose_questions
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
@@ -159,17 +159,13 @@ def _errors(lm: PreTrainedModel, packed: Packed) -> tuple[Tensor, Tensor]:
 
 def _evaluate(lm: PreTrainedModel, rows: _Rows) -> dict[str, float]:
     """Cross-entropy of the four families' answers and how many are said as they are, by family."""
-    total, count = 0.0, 0
-    right: dict[str, list[bool]] = {}
+    scores = AnswerScores()
     for start in range(0, len(rows.asked), SCENES_PER_EVALUATION):
         part = slice(start, start + SCENES_PER_EVALUATION)
         families = [q.family for questions in rows.asked[part] for q in questions]
         pairs = [pair for questions in rows.pairs[part] for pair in questions]
         errors, said = _errors(lm, packed_text(rows.pairs[part]))
         answers = [(family, len(answer)) for family, (_, answer) in zip(families, pairs)]
-        for family, values in right_by_family(said.tolist(), answers).items():
-            right.setdefault(family, []).extend(values)
-        core = torch.tensor([family in FAMILIES for family, n in answers for _ in range(n)])
-        total, count = total + float(errors[core].sum()), count + int(core.sum())
-    shares = {f"right.{name}": float(np.mean(values)) for name, values in sorted(right.items())}
-    return {"answer_ce": total / count, **shares}
+        scores.add(errors, said, answers)
+    shares = {f"right.{name}": value for name, value in scores.shares().items()}
+    return {"answer_ce": scores.answer_ce(), **shares}

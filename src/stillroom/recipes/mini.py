@@ -9,7 +9,7 @@ from stillroom.distill.config import DistillConfig
 from stillroom.distill.language import LanguageConfig
 from stillroom.distill.pretrain_config import PretrainConfig
 from stillroom.students.encoders.vggt_config import mini_config
-from stillroom.teachers.teach import TeachConfig
+from stillroom.teachers.teach_config import TeachConfig
 from stillroom.training.config import TrainConfig
 
 
@@ -48,15 +48,19 @@ def language_cpu() -> LanguageConfig:
 
 
 def teach_cpu() -> TeachConfig:
-    """teacher_mini: a LLaVA-3D of 3.2 M parameters, taught from truth with depth and poses."""
+    """teacher_mini: a LLaVA-3D of 5.3 M parameters, taught from truth with depth and poses."""
     return TeachConfig(
         train=TrainConfig(
-            steps=3800,
+            steps=7500,
             scenes_per_step=4,
+            micro_batches=2,
+            workers=2,
             learning_rate=1.2e-3,
-            evaluate_every=400,
+            evaluate_every=500,
             save_every=100,
         ),
+        description_share=0.1,
+        other_share=0.15,
     )
 
 

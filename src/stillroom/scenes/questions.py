@@ -36,7 +36,7 @@ _UNITS = {
     "size": "ratio",
     "left_right": "deg",
     "front_behind": "m",
-    "object_rel_distance": "ratio",
+    "object_rel_distance": "m",
     "object_abs_distance": "m",
     "object_counting": "count",
     "object_size_estimation": "cm",

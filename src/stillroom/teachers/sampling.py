@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from stillroom.records import FAMILIES, Question
 
@@ -33,6 +36,39 @@ def choose_questions(
     if room > 0:
         chosen += [core[i] for i in rng.choice(len(core), size=room, replace=False)]
     return sorted(chosen)
+
+
+class AnswerScores:
+    """How well answers are known, gathered over an evaluation.
+
+    Right is meant teacher-forced: every token of an answer, given the ones before it.
+    """
+
+    def __init__(self) -> None:
+        self._error, self._count = 0.0, 0
+        self._right: dict[str, list[bool]] = {}
+
+    def add(
+        self,
+        errors: Float[Tensor, "a"],
+        said: Bool[Tensor, "a"],
+        answers: Sequence[tuple[str, int]],
+    ) -> None:
+        """Cross-entropy of all answer tokens end to end and whether each would have been said;
+        ``answers`` are (family, tokens)."""
+        for family, values in right_by_family(said.tolist(), answers).items():
+            self._right.setdefault(family, []).extend(values)
+        core = [family in FAMILIES for family, count in answers for _ in range(count)]
+        self._error += float(errors[torch.tensor(core, device=errors.device)].sum())
+        self._count += sum(core)
+
+    def answer_ce(self) -> float:
+        """Nats per answer token over the four families."""
+        return self._error / self._count
+
+    def shares(self) -> dict[str, float]:
+        """Share of right answers by family."""
+        return {family: float(np.mean(hits)) for family, hits in sorted(self._right.items())}
 
 
 def right_by_family(
