@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt16
@@ -207,7 +207,25 @@ class SceneGeometry:
     boxes: tuple[tuple[str, OrientedBox], ...] = ()
 
 
-Signal = Literal["answers", "topk_logits"]
+Signal = Literal[
+    "answers",
+    "topk_logits",
+    "reference_logits",
+    "last_hidden",
+    "attention",
+    "scene_features",
+]
+SIGNALS: tuple[Signal, ...] = get_args(Signal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLogits:
+    """The k largest logits at every position of an answer, their ids, and the logsumexp over the
+    whole vocabulary (nats)."""
+
+    ids: Int[np.ndarray, "a k"]
+    logits: Float[np.ndarray, "a k"]
+    logsumexp: Float[np.ndarray, "a"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +240,42 @@ class TeacherLabel:
     question_id: str
     answer: str
     answer_ids: Int[np.ndarray, "a"] | None = None
+    # Log-probability of the answer with its end (nats), where the teacher tells.
+    logprob: float | None = None
     topk_ids: Int[np.ndarray, "a k"] | None = None
     topk_logits: Float[np.ndarray, "a k"] | None = None
     logsumexp: Float[np.ndarray, "a"] | None = None
+    # The true answer's ids, and the logits when the teacher is made to say it.
+    reference_ids: Int[np.ndarray, "r"] | None = None
+    reference: TopLogits | None = None
+    # Last hidden states after the final norm, from which each answer token was predicted.
+    last_hidden: Float[np.ndarray, "a d"] | None = None
+    # Attention of each answer token over the scene's visual tokens: mean over the heads and layers
+    # of a group, before normalising; ``attention_mass`` is its sum over all visual tokens.
+    attention: Float[np.ndarray, "g a n"] | None = None
+    attention_mass: Float[np.ndarray, "g a"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFeatures:
+    """What a teacher makes of one scene, shared by all its questions.
+
+    ``n`` visual tokens in the order in which the language model reads them (and ``attention``
+    counts them). For teachers that pool patches in voxels, ``points`` are the voxels' centres in
+    the teacher's frame [m], ``patch_token`` says for every patch of every view (row by row) in
+    which token it ended, -1 for one that was left out.
+    """
+
+    scene_id: str
+    # Features before the projector.
+    pooled: Float[np.ndarray, "n c"]
+    # V_sem: mean over visual tokens of the last decoder layer's output, before the final norm.
+    semantics: Float[np.ndarray, "d"] | None = None
+    points: Float[np.ndarray, "n 3"] | None = None
+    patch_token: Int[np.ndarray, "p"] | None = None
+    # Which views were looked at, by number, and what a cap on the tokens was drawn from.
+    views: tuple[int, ...] = ()
+    cap_seed: int | None = None
 
 
 @runtime_checkable
@@ -264,6 +315,15 @@ class SceneBatchTeacher(Teacher, Protocol):
         self, asked: Iterable[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
     ) -> list[TeacherLabel]:
         """What ``label`` gives for each scene, one after another; read as they are needed."""
+        ...
+
+
+@runtime_checkable
+class FeatureTeacher(Teacher, Protocol):
+    """A teacher that also gives what all questions of a scene share."""
+
+    def scene_features(self, scene: Scene) -> SceneFeatures:
+        """Features of the scene's visual tokens and where they lie."""
         ...
 
 
