@@ -77,7 +77,6 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (("label", "nowhere", "--teacher", "truth", "--out", "o"), "not found"),
         (("scenes", "audit", "nowhere"), "not found"),
         (("scenes", "audit", "nowhere", "--seed", "-1"), "--seed must be 0 or more"),
-        (("pretrain-language", "mini_cpu", "--scenes", "nowhere", "--out", "o"), "not found"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -96,9 +95,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "verb", ["distill", "teach", "pretrain-encoder", "pretrain-language", "params"]
-)
+@pytest.mark.parametrize("verb", ["distill", "teach", "pretrain-encoder", "params"])
 def test_a_misspelt_recipe_is_named_before_missing_options(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

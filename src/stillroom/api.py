@@ -27,7 +27,6 @@ from stillroom.records import (
 
 if TYPE_CHECKING:
     from stillroom.distill.config import DistillConfig
-    from stillroom.distill.language import LanguageConfig
     from stillroom.distill.pretrain_config import PretrainConfig
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
@@ -140,15 +139,6 @@ def pretrain_encoder(
     from stillroom.distill import pretrain
 
     return pretrain.pretrain_encoder(config, scenes=Path(scenes), out=Path(out), progress=progress)
-
-
-def pretrain_language(
-    config: LanguageConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
-) -> str:
-    """Pretrain a student's language model on questions alone; a sentence on how it went."""
-    from stillroom.distill import language
-
-    return language.pretrain_language(config, scenes=Path(scenes), out=Path(out), progress=progress)
 
 
 def teach(
@@ -281,6 +271,8 @@ def evaluate(
             beside += ["majority", "blind"]
         if len(store.scene_ids(wanted)) > 1:
             beside.append(f"shuffled:{model}")
+        if registry.kind_of(model)[0] == "llava3d":
+            beside.append(f"no_depth:{model}")
     for name in dict.fromkeys([model, *beside]):
         rows[name] = _loader(name, store, split)
     results = score(

@@ -41,7 +41,6 @@ rooms and captures
   scenes show        a contact sheet: views, depth, boxes, plan, questions
 models
   pretrain-encoder   train a miniature geometry encoder (RECIPE)
-  pretrain-language  train a student's language model on questions alone (RECIPE)
   teach              train a miniature LLaVA-3D teacher from truth (RECIPE)
   label              let a teacher answer every question, once, resumably
   labels             status or verify of a label store
@@ -301,11 +300,6 @@ def pretrain_encoder(words: Sequence[str]) -> int:
     return _train_verb("pretrain-encoder", words, {"scenes": _SCENES, "out": _OUT})
 
 
-def pretrain_language(words: Sequence[str]) -> int:
-    """Train a language model."""
-    return _train_verb("pretrain-language", words, {"scenes": _SCENES, "out": _OUT})
-
-
 def teach(words: Sequence[str]) -> int:
     """Train a miniature teacher."""
     return _train_verb("teach", words, {"scenes": _SCENES, "out": _OUT})
@@ -324,7 +318,6 @@ def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> in
     logging.getLogger("stillroom").setLevel(logging.INFO)
     runs: dict[str, Callable[..., str]] = {
         "pretrain-encoder": api.pretrain_encoder,
-        "pretrain-language": api.pretrain_language,
         "teach": api.teach,
         "distill": api.distill,
     }
@@ -412,8 +405,8 @@ def evaluate(words: Sequence[str]) -> int:
         """Score a model on the questions of a split, beside truth and the cheap baselines.
 
         Args:
-            model: A shipped name, a folder, a hub id, or kind:where (shuffled:NAME, blind,
-                majority, truth).
+            model: A shipped name, a folder, a hub id, or kind:where (shuffled:NAME,
+                no_depth:NAME, blind, majority, truth).
             scenes: Scene store.
             out: Folder for results.json, items and report.html.
             teacher: Model whose retention is measured.
@@ -545,7 +538,6 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "scenes audit": scenes_audit,
     "scenes show": scenes_show,
     "pretrain-encoder": pretrain_encoder,
-    "pretrain-language": pretrain_language,
     "teach": teach,
     "label": label,
     "labels": labels,

@@ -1,8 +1,8 @@
 """A model is a name: shipped, a folder, a hub id, or ``kind:where``.
 
-Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:`` and
-``shuffled:`` take a place or a name behind the colon; ``blind``, ``majority`` and ``truth`` stand
-alone.
+Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:``, ``shuffled:``
+and ``no_depth:`` take a place or a name behind the colon; ``blind``, ``majority`` and ``truth``
+stand alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from stillroom.scenes.store import SceneStore
 MODELS = Path(__file__).with_name("models")
 SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
 BASELINES = ("blind", "majority", "truth")
+#: Kinds that take something away from the model named behind the colon.
+CONTROLS = ("shuffled", "no_depth")
 
 
 def locate(name: str) -> Path | str:
@@ -42,11 +44,11 @@ def locate(name: str) -> Path | str:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """("llava3d" | "student" | "shuffled" | a baseline, where)."""
+    """("llava3d" | "student" | a control | a baseline, where)."""
     head, colon, where = name.partition(":")
     if name in BASELINES:
         return name, ""
-    if colon and head in ("llava3d", "shuffled", "student"):
+    if colon and head in ("llava3d", "student", *CONTROLS):
         if not where:
             raise BadInputError(f"{name!r} names no model behind the colon")
         return head, where
@@ -67,6 +69,10 @@ def answerer(name: str, store: SceneStore, *, split: str) -> Answerer:
         from stillroom.evaluate.baselines import Shuffled
 
         return Shuffled(answerer(where, store, split=split), store, split=split)
+    if kind == "no_depth":
+        from stillroom.evaluate.baselines import NoDepth
+
+        return NoDepth(answerer(where, store, split=split))
     if kind == "llava3d":
         return _llava3d(where)
     from stillroom.students.session import StudentAnswerer
@@ -108,7 +114,7 @@ def describe(name: str) -> dict[str, Any]:
     kind, where = kind_of(name)
     if kind in BASELINES:
         return {"name": name, "kind": kind}
-    if kind == "shuffled":
+    if kind in CONTROLS:
         return describe(where) | {"name": name, "kind": kind}
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
@@ -119,7 +125,7 @@ def describe(name: str) -> dict[str, Any]:
 def parameters(name: str) -> int | None:
     """All that a model's checkpoint holds; None for baselines and hub ids."""
     kind, where = kind_of(name)
-    if kind in BASELINES or kind == "shuffled":
+    if kind in (*BASELINES, *CONTROLS):
         return None
     place = locate(where)
     return count_parameters(place) if isinstance(place, Path) else None

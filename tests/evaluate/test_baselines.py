@@ -7,6 +7,7 @@ from tiny_worlds import Seer, no_scene, write_tiny_store
 
 from stillroom.evaluate.baselines import (
     CrossFitted,
+    NoDepth,
     RecordedAnswers,
     Shuffled,
     baseline,
@@ -14,7 +15,7 @@ from stillroom.evaluate.baselines import (
     fit_majority,
 )
 from stillroom.evaluate.tasks import score
-from stillroom.records import Answerer, BadInputError, Question
+from stillroom.records import Answer, Answerer, BadInputError, Question
 from stillroom.scenes.store import write_manifest, write_shard
 
 
@@ -188,6 +189,29 @@ def test_shuffled_shows_another_scene_of_the_same_split(store):
     assert seer.opened == [shuffled.other["scene003"]]
     assert not hasattr(session, "geometry")
     assert isinstance(shuffled, Answerer)
+
+
+class DepthReader:
+    """Says how many metres away the nearest thing in each question's scene is."""
+
+    def open(self, scene):
+        self.nearest = max(float(view.depth.max()) for view in scene.views)
+        self.colours = [view.rgb for view in scene.views]
+        return self
+
+    def answer(self, questions):
+        return [Answer(question_id=q.question_id, text=f"{self.nearest:.1f}") for q in questions]
+
+
+def test_no_depth_takes_the_depth_and_nothing_else(store):
+    scene, questions = store.scene("scene000"), store.questions("scene000")
+    reader = DepthReader()
+    with_depth = reader.open(scene).answer(questions)[0].text
+    without = NoDepth(reader).open(scene).answer(questions)
+    assert float(with_depth) > 0
+    assert {answer.text for answer in without} == {"0.0"}
+    assert all((a == view.rgb).all() for a, view in zip(reader.colours, scene.views))
+    assert all(view.depth.max() > 0 for view in scene.views)
 
 
 def test_a_seeing_model_falls_to_chance_when_shuffled(tmp_path):

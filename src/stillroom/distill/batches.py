@@ -121,7 +121,7 @@ class Batches:
             Words.of(word_tokens(COLOURS, tokenizer)),
         )
         names = [object_names(features.objects[row]) for row in self.rows]
-        #: By question: place of each name's last token, and the object_id meant.
+        #: By question: places of all tokens of each name, and the object_id meant.
         self.mentions = {
             item.question.question_id: mentions(
                 prompts[item.question.question_id], known, tokenizer

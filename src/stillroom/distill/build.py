@@ -55,7 +55,7 @@ def _language_config(where: Path | str, sizes: StudentSizes) -> PretrainedConfig
     if known != words:
         raise BadInputError(
             f"{where} knows {known} tokens, the made worlds' tokenizer has {words}; name a "
-            "language model that was trained on it ('stillroom pretrain-language')"
+            "language model that was trained on it"
         )
     wanted = language_config(sizes).to_dict()
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):

@@ -1,4 +1,4 @@
-"""Answerers that a number must beat: truth, majority, blind, shuffled; and recorded answers.
+"""Answerers that a number must beat: truth, majority, blind, shuffled, no depth; recorded answers.
 
 ``majority`` and ``blind`` see no picture. They are fitted on the train split; where the scenes
 that are asked include it (``--split all`` or ``train``), each fifth of the scenes is answered by a
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -244,6 +245,21 @@ class Shuffled:
     def open(self, scene: Scene) -> _WordsOnly:
         """The inner model's session on the other scene; its depth is not offered as this one's."""
         return _WordsOnly(self._inner.open(self._store.scene(self.other[scene.scene_id])))
+
+
+class NoDepth:
+    """Answers from the same pictures and poses with every measured depth taken away (0)."""
+
+    def __init__(self, inner: Answerer) -> None:
+        self._inner = inner
+
+    def open(self, scene: Scene) -> _WordsOnly:
+        """The inner model's session on the scene without depth."""
+        views = tuple(
+            replace(view, depth=None if view.depth is None else np.zeros_like(view.depth))
+            for view in scene.views
+        )
+        return _WordsOnly(self._inner.open(replace(scene, views=views)))
 
 
 class _WordsOnly:

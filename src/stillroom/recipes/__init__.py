@@ -7,12 +7,11 @@ from typing import Any
 
 
 def table(verb: str) -> Mapping[str, Callable[[], Any]]:
-    """The recipes of a verb (pretrain-encoder, pretrain-language, teach, distill) by name."""
+    """The recipes of a verb (pretrain-encoder, teach, distill) by name."""
     from stillroom.recipes import mini
 
     return {
         "pretrain-encoder": mini.PRETRAIN,
-        "pretrain-language": mini.LANGUAGE,
         "teach": mini.TEACH,
         "distill": mini.DISTILL,
     }[verb]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stillroom.distill.config import DistillConfig
-from stillroom.distill.language import LanguageConfig
 from stillroom.distill.pretrain_config import PretrainConfig
 from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.teachers.teach_config import TeachConfig
@@ -32,19 +31,6 @@ def pretrain_cpu() -> PretrainConfig:
 def pretrain_cpu_no_objects() -> PretrainConfig:
     """Ablation: encoder_mini without the per-patch object targets."""
     return replace(pretrain_cpu(), object_targets=False)
-
-
-def language_cpu() -> LanguageConfig:
-    """language_mini: a GPT-NeoX of 0.7 M parameters on questions and answers, without pictures."""
-    return LanguageConfig(
-        train=TrainConfig(
-            steps=700,
-            scenes_per_step=8,
-            learning_rate=3e-3,
-            evaluate_every=100,
-            save_every=100,
-        )
-    )
 
 
 def teach_cpu() -> TeachConfig:
@@ -91,7 +77,6 @@ PRETRAIN: Mapping[str, Callable[[], PretrainConfig]] = {
     "mini_cpu": pretrain_cpu,
     "mini_cpu_no_objects": pretrain_cpu_no_objects,
 }
-LANGUAGE: Mapping[str, Callable[[], LanguageConfig]] = {"mini_cpu": language_cpu}
 TEACH: Mapping[str, Callable[[], TeachConfig]] = {"mini_cpu": teach_cpu}
 DISTILL: Mapping[str, Callable[[], DistillConfig]] = {
     "mini_cpu": mini_cpu,
