@@ -15,6 +15,7 @@ from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.run import distill
+from stillroom.engine.naming import UNKNOWN
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.poses import transform, view0_from_world
 from stillroom.records import BadInputError
@@ -191,10 +192,12 @@ def test_teacher_logits_stand_at_the_labels(world: Path) -> None:
     assert batch.topk_ids is not None
     # The fixed teacher's first candidate is its own answer.
     assert torch.equal(batch.topk_ids[:, 0], answers)
+    # Nobody told which things are there, so that no cell is called nameless and no name has a box.
+    assert (batch.cell_names == UNKNOWN).all()
+    assert len(batch.mention_at) == 0
 
 
 def test_names_stand_at_their_boxes_and_cells_at_their_things(world: Path, tmp_path: Path) -> None:
-    run(world, tmp_path / "run")
     store, tokenizer = open_store(world / "scenes"), load_tokenizer()
     scene = next(store.iter_scenes("val"))
     asked = store.questions(scene.scene_id)
@@ -219,6 +222,12 @@ def test_names_stand_at_their_boxes_and_cells_at_their_things(world: Path, tmp_p
     chair = (CATEGORIES.index("chair") + 1, COLOURS.index("blue") + 1)
     # Each photo shows the table at the top left, the chair at the bottom right, else a wall.
     assert batch.cell_names[0, 0].tolist() == [[*table], [0, 0], [0, 0], [*chair]]
+    blind = Batches(
+        replace(TINY, vision=False), cache, items, prompts=prompts, tokenizer=tokenizer
+    ).batch([0], [items[scene.scene_id]])
+    assert (blind.cell_names == UNKNOWN).all()
+    assert len(blind.mention_at) == 0
+    assert not blind.true_depth.any()
 
 
 COMMAND = """

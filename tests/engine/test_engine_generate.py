@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from stillroom.engine.generate import greedy, greedy_scenes
+from stillroom.engine.generate import _Row, greedy, greedy_scenes
 from stillroom.engine.mask import Kind, Visibility, attention_mask
 from stillroom.engine.packing import Packed, pack_questions, stack_rows
 from stillroom.engine.prefix import decoder_states, prefill
@@ -111,6 +111,23 @@ def test_an_ended_question_stops_and_the_others_go_on(lm: PreTrainedModel) -> No
     for full, cut in zip(free, ended, strict=True):
         expected = full.ids[: full.ids.index(eos) + 1] if eos in full.ids else full.ids
         assert cut.ids == expected
+
+
+def test_what_has_ended_is_forgotten_once_it_is_most_of_a_row() -> None:
+    lm = language_model("neox")
+    prompts = prompts_of(lm, [QUESTIONS[0]] * 8)
+    row = _Row(lm, prefill(lm, vision(), visibility="prefix"), prompts, [()] * 8)
+    whole, n = len(row.kind), vision().shape[1]
+    row.forget(range(7))
+    assert len(row.kind) == whole  # little would be saved
+    row.forget([3])
+    assert row.kind.tolist() == [int(Kind.V)] * n + [int(Kind.Q)] * len(prompts[0])
+    assert set(row.segment[n:].tolist()) == {4}
+    assert row.cache.get_seq_length() == n + len(prompts[0])
+    # What is left goes on as it would have alone.
+    alone = _Row(lm, prefill(lm, vision(), visibility="prefix"), prompts[:1], [()])
+    token = torch.tensor([9])
+    torch.testing.assert_close(row.extend([3], token), alone.extend([0], token))
 
 
 @pytest.mark.parametrize("visibility", ["prefix", "causal"])

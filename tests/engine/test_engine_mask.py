@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from stillroom.engine.mask import Kind, Visibility, attention_mask
-from stillroom.engine.packing import Packed, pack_questions, stack_rows
+from stillroom.engine.packing import (
+    Packed,
+    SlotPosition,
+    pack_questions,
+    question_places,
+    stack_rows,
+)
 
 ALL: tuple[Visibility, ...] = ("prefix", "full_prefix", "causal")
 
@@ -110,6 +116,18 @@ def test_slots_after_the_question_carry_no_label_when_a_start_token_follows_them
     assert row.kind.tolist() == [0, 2, 2, 1, 1, 2, 3, 3]
     assert row.labels.tolist() == [-100, -100, -100, -100, -100, 9, 2, -100]
     assert row.ids.tolist()[5] == 1
+
+
+@pytest.mark.parametrize("slot_position", ["before", "after"])
+@pytest.mark.parametrize("start_id", [None, 1])
+def test_questions_are_found_again_in_their_row(
+    slot_position: SlotPosition, start_id: int | None
+) -> None:
+    pairs = [([7, 8], [9, 2]), ([5], [2]), ([6, 6, 6], [3, 2])]
+    layout = {"slots": 2, "slot_position": slot_position, "start_id": start_id}
+    row = pack_questions(pairs, prefix_length=3, **layout)
+    for place, (question, _) in zip(question_places(pairs, **layout), pairs, strict=True):
+        assert row.ids[3 + place :][: len(question)].tolist() == question
 
 
 def test_every_question_restarts_right_behind_the_vision_tokens() -> None:

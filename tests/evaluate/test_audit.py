@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stillroom import cli
 from stillroom.evaluate.audit import GUESSERS, audit, lines
 from stillroom.evaluate.baselines import fit_kind_prior
 from stillroom.records import BadInputError, Question, Scene, View
@@ -65,6 +67,18 @@ def test_a_world_that_kinds_give_away_fails_and_says_by_whom(tmp_path: Path) -> 
     assert row["frequency"]["score"] < 0.65
     assert "chance is 50.0 %" in report["faults"][0]
     assert any(line.startswith("FAULT size") for line in lines(report))
+
+
+def test_the_command_fails_on_such_a_world(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = str(world(tmp_path / "told", told=True))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["scenes", "audit", told, "--json"])
+    assert stop.value.code == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert report["faults"]
 
 
 def test_kinds_named_in_the_same_order_foretell_the_place() -> None:
