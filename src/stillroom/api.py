@@ -363,9 +363,9 @@ def ask(model: str, photos: Path | str, question: str) -> str:
 
 
 def verify(
-    fixtures: Sequence[Path], *, kind: Literal["llava3d", "vggt"] | None = None
+    fixtures: Sequence[Path], *, kind: Literal["llava3d", "metrics", "vggt"] | None = None
 ) -> tuple[bool, list[str]]:
-    """Compare ports with recorded outputs; whether all agree, and a line for each."""
+    """Compare ports and scorers with recorded outputs; whether all agree, and a line for each."""
     from stillroom.verify import verify_all
 
     return verify_all(fixtures, kind=kind)

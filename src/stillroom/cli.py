@@ -49,7 +49,7 @@ results
   evaluate           score a model against truth and teacher, with intervals
   ask                ask a model about a folder of photos
   params             parameters of a recipe's student, counted without allocating
-  verify             a port against recorded outputs
+  verify             a port or a scorer against recorded outputs
   demo               the whole way on the embedded default: what `make demo` runs
 
 exit codes: 0 done, 1 a check failed, 2 bad input
@@ -496,13 +496,13 @@ def verify(words: Sequence[str]) -> int:
         fixtures: Positional[tuple[Path, ...]],
         /,
         *,
-        kind: Literal["llava3d", "vggt"] | None = None,
+        kind: Literal["llava3d", "metrics", "vggt"] | None = None,
     ) -> dict[str, Any]:
-        """Compare a port, stage by stage, with what the public release computed.
+        """Compare a port or a scorer, figure by figure, with what the public release computed.
 
         Args:
             fixtures: Stems, .safetensors, .json files or folders.
-            kind: Which port; default is the parent folder's name.
+            kind: Of what; default is the parent folder's name.
         """
         return locals()
 

@@ -1,4 +1,4 @@
-"""Ports against recorded outputs: what was compared, and how far off the worst value is."""
+"""Ports and scorers against recorded outputs: what was compared, and how far the worst is off."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Compared:
 #: kind -> where its comparison lives. Imported when asked for: ports need torch.
 KINDS = {
     "llava3d": ("stillroom.teachers.verify_llava3d", "verify_llava3d"),
+    "metrics": ("stillroom.evaluate.verify_metrics", "verify_metrics"),
     "vggt": ("stillroom.students.encoders.verify_vggt", "verify_vggt"),
 }
 

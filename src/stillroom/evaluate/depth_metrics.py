@@ -37,16 +37,26 @@ def align(
     """
     if alignment == "none":
         return predicted
+    scale, shift = fitted(predicted, target, alignment)
+    return scale * predicted + shift
+
+
+def fitted(
+    predicted: Float[np.ndarray, "n"], target: Float[np.ndarray, "n"], alignment: Alignment
+) -> tuple[float, float]:
+    """Scale and shift [m] that ``align`` applies."""
+    if alignment == "none":
+        return 1.0, 0.0
     if alignment == "median":
         # A map of zeros has no scale to find and stays as wrong as it is.
         median = float(np.median(predicted))
-        return predicted * (np.median(target) / median) if median > 0 else predicted
+        return (float(np.median(target)) / median if median > 0 else 1.0), 0.0
     if alignment == "scale":
         square = float(predicted @ predicted)
-        return predicted * ((predicted @ target) / square) if square > 0 else predicted
+        return (float(predicted @ target) / square if square > 0 else 1.0), 0.0
     design = np.stack([predicted, np.ones_like(predicted)], axis=1)
     (scale, shift), *_ = np.linalg.lstsq(design, target, rcond=None)
-    return scale * predicted + shift
+    return float(scale), float(shift)
 
 
 def depth_errors(

@@ -27,16 +27,19 @@ _DIRECTION = "object_rel_direction"
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
-def mean_relative_accuracy(predicted: float | None, truth: float) -> float:
+def mean_relative_accuracy(predicted: float | None, truth: float, *, strict: bool = False) -> float:
     """Share of the ten thresholds within which the relative error stays (VSI-Bench's MRA, 0..1).
 
+    ``<=`` as in the published code, ``<`` where ``strict``, as the paper and SpatialBench have it.
     No number scores 0. A truth of 0, which VSI-Bench does not have, asks for exactly 0.
     """
     if predicted is None:
         return 0.0
     if truth == 0:
         return float(predicted == 0)
-    return float(np.mean(abs(predicted - truth) / truth <= 1 - _THRESHOLDS))
+    error = abs(predicted - truth) / abs(truth)
+    within = error < 1 - _THRESHOLDS if strict else error <= 1 - _THRESHOLDS
+    return float(np.mean(within))
 
 
 def is_vsi(family: str) -> bool:

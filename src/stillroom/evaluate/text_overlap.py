@@ -7,6 +7,7 @@ takes the best one and BLEU takes them all as references.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
 BLEU_ID = "sacrebleu, tokenizer 13a, exponential smoothing, corpus"
+NLTK_BLEU_ID = "nltk, lower case, white space, no smoothing, corpus"
 ROUGE_ID = "rouge-score, no stemming, best rendering, mean over items"
 
 
@@ -59,14 +61,44 @@ def bleu(predictions: Sequence[str], renderings: Sequence[Sequence[str]]) -> dic
         )
     from sacrebleu.metrics.bleu import BLEU
 
-    depth = max(len(texts) for texts in renderings)
-    # sacrebleu wants one stream per reference; a reference said twice changes nothing.
-    streams = [[texts[min(i, len(texts) - 1)] for texts in renderings] for i in range(depth)]
+    streams = _streams(renderings)
     return {
         f"bleu{order}": BLEU(max_ngram_order=order).corpus_score(list(predictions), streams).score
         / 100.0
         for order in (1, 2, 3, 4)
     }
+
+
+def _streams(renderings: Sequence[Sequence[str]]) -> list[list[str]]:
+    """sacrebleu wants one stream per reference; a reference said twice changes nothing."""
+    depth = max(len(texts) for texts in renderings)
+    return [[texts[min(i, len(texts) - 1)] for texts in renderings] for i in range(depth)]
+
+
+def bleu_precisions(predictions: Sequence[str], renderings: Sequence[Sequence[str]]) -> list[float]:
+    """The precisions of the orders 1 to 4 behind sacrebleu's BLEU-4 [percent]."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    found = BLEU().corpus_score(list(predictions), _streams(renderings)).precisions
+    return [float(value) for value in found]
+
+
+def nltk_bleu(predictions: Sequence[str], renderings: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Corpus BLEU-1 to BLEU-4 (0..1) of nltk: lower case, split at white space, no smoothing.
+
+    For comparison with papers that print it; where no n-gram of an order agrees it is 0.
+    """
+    from nltk.translate.bleu_score import corpus_bleu
+
+    said = [text.lower().split() for text in predictions]
+    known = [[text.lower().split() for text in texts] for texts in renderings]
+    with warnings.catch_warnings():
+        # It warns where an order has no overlap; the score says so too.
+        warnings.simplefilter("ignore", UserWarning)
+        return {
+            f"bleu{order}": float(corpus_bleu(known, said, weights=[1 / order] * order))
+            for order in (1, 2, 3, 4)
+        }
 
 
 def mean_overlap(overlaps: Sequence[Overlap]) -> Overlap:
