@@ -291,6 +291,83 @@ def evaluate(
     return results
 
 
+def evaluate_suite(
+    model: str,
+    data: Path | str,
+    *,
+    suite: str,
+    out: Path | str,
+    teacher: str | None = None,
+    limit: int | None = None,
+    prompt: Literal["official", "plain"] = "official",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a model on a published benchmark whose files lie in ``data``.
+
+    ``rows.MODEL.metrics.suite`` of ``results.json`` has the published figures and the corrected
+    ones, each with its scorer.
+    """
+    from stillroom import registry
+    from stillroom.evaluate.report import write_report
+    from stillroom.evaluate.run import evaluate as score
+    from stillroom.evaluate.suites import find_suite
+    from stillroom.evaluate.suites.report import add_tables, prepare, scorer_of
+
+    started = time.monotonic()
+    out = Path(out)
+    chosen = find_suite(suite)
+    store, items, missing = prepare(chosen, Path(data), out / "asked", prompt=prompt)
+    names = {"teacher": teacher} if teacher is not None else {}
+    rows = {row: _loader(name, store, "all") for row, name in {**names, model: model}.items()}
+    results = score(
+        rows,
+        store,
+        split=None,
+        out=out,
+        teacher_row="teacher" if teacher is not None else None,
+        student_row=model,
+        meta=run_meta(started, parameters={model: registry.parameters(model)}),
+        progress=progress,
+        limit=limit,
+        identities={row: _identity(row, teacher, None) for row in rows},
+        scorer=scorer_of(chosen, items),
+    )
+    results = add_tables(results, chosen, items, missing, store, out)
+    write_report(results, out=out, store=store)
+    return results
+
+
+def ask_scenes(
+    data: Path | str,
+    *,
+    suite: str,
+    out: Path | str,
+    prompt: Literal["official", "plain"] = "official",
+    progress: Progress | None = None,
+) -> list[str]:
+    """Join a benchmark's published questions with their scenes in a store at ``out``, to be
+    labelled or asked; lines on what was joined."""
+    from stillroom.evaluate.suites import find_suite
+    from stillroom.evaluate.suites.report import missing_line, prepare
+
+    store, _, missing = prepare(
+        find_suite(suite), Path(data), Path(out), prompt=prompt, progress=progress
+    )
+    joined = f"{out} holds {len(store.questions())} questions of {suite} on {len(store)} scenes"
+    return [joined, *missing_line(missing)]
+
+
+def export_scenes(
+    scenes: Path | str, *, out: Path | str, progress: Progress | None = None
+) -> list[str]:
+    """Write a store's VSI questions in VSI-Bench's own format; lines on what was written."""
+    from stillroom.evaluate.suites.vsibench_export import export_vsibench
+    from stillroom.scenes.store import open_store
+
+    rows, rooms = export_vsibench(open_store(scenes), Path(out), progress=progress)
+    return [f"{out} holds {rows} rows of VSI-Bench's format on {rooms} scenes, with their frames"]
+
+
 def _require_labels_of(teacher: str, labels: Path) -> None:
     from stillroom import registry
     from stillroom.teachers.label_store import open_labels

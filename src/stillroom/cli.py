@@ -39,6 +39,8 @@ rooms and captures
   scenes check       are poses, depth and answers consistent?
   scenes audit       what words alone give away: guessers beside chance
   scenes show        a contact sheet: views, depth, boxes, plan, questions
+  scenes ask         join a benchmark's published questions with their scenes
+  scenes export      made rooms in a benchmark's own format
 models
   pretrain-encoder   train a miniature geometry encoder (RECIPE)
   teach              train a miniature LLaVA-3D teacher from truth (RECIPE)
@@ -259,6 +261,72 @@ def scenes_show(words: Sequence[str]) -> int:
     return 0
 
 
+SuiteName = Literal[
+    "vsibench",
+    "3dsrbench",
+    "spatialbench",
+    "scanqa",
+    "sqa3d",
+    "scan2cap",
+    "blink",
+    "cvbench",
+    "mmvp",
+    "vstar",
+    "mmstar",
+]
+Prompt = Literal["official", "plain"]
+
+
+def scenes_ask(words: Sequence[str]) -> int:
+    """Join published questions with scenes."""
+
+    def options(
+        data: Positional[Folder], /, *, suite: SuiteName, out: Path, prompt: Prompt = "official"
+    ) -> dict[str, Any]:
+        """Join a benchmark's published questions with their scenes, for label or evaluate.
+
+        Args:
+            data: Folder with the published files and the scenes (docs/evaluate.md says which).
+            suite: Which benchmark.
+            out: Folder of the store.
+            prompt: official asks in the benchmark's words, plain with question and options alone.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "scenes ask")
+    with progress_bar("joining") as progress:
+        lines = api.ask_scenes(**given, progress=progress)
+    _say("\n".join(lines))
+    return 0
+
+
+def scenes_export(words: Sequence[str]) -> int:
+    """Export scenes."""
+
+    def options(
+        scenes: Positional[Folder], /, *, out: Path, to: Literal["vsibench"] = "vsibench"
+    ) -> dict[str, Any]:
+        """Write a store's questions and frames in a benchmark's own format.
+
+        Args:
+            scenes: A scene store with questions of VSI-Bench's types.
+            out: Folder to write.
+            to: Whose format.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "scenes export")
+    given.pop("to")
+    with progress_bar("exporting") as progress:
+        lines = api.export_scenes(**given, progress=progress)
+    _say("\n".join(lines))
+    return 0
+
+
 def _recipe_options(words: Sequence[str], verb: str, extra: Mapping[str, Any]) -> tuple[str, Any]:
     """The recipe named first, and its options: every config field is a flag.
 
@@ -400,6 +468,8 @@ def evaluate(words: Sequence[str]) -> int:
         labels: Path | None = None,
         split: Literal["train", "val", "test", "shifted", "all"] = "test",
         limit: int | None = None,
+        suite: SuiteName | None = None,
+        prompt: Prompt = "official",
         json: bool = False,
     ) -> dict[str, Any]:
         """Score a model on the questions of a split, beside truth and the cheap baselines.
@@ -407,12 +477,14 @@ def evaluate(words: Sequence[str]) -> int:
         Args:
             model: A shipped name, a folder, a hub id, or kind:where (shuffled:NAME,
                 no_depth:NAME, blind, majority, truth).
-            scenes: Scene store.
+            scenes: Scene store; with --suite the folder of the published files.
             out: Folder for results.json, items and report.html.
             teacher: Model whose retention is measured.
             labels: Label store that holds the teacher's answers already.
             split: Which scenes.
             limit: At most so many scenes.
+            suite: Ask a published benchmark instead; scenes is then the folder of its files.
+            prompt: With --suite: in the benchmark's words, or question and options alone.
             json: Print the rows as JSON.
         """
         return locals()
@@ -421,14 +493,27 @@ def evaluate(words: Sequence[str]) -> int:
 
     given = _parse(options, words, "evaluate")
     as_json = given.pop("json")
+    suite, prompt = given.pop("suite"), given.pop("prompt")
+    if suite is not None and (given["labels"] is not None or given["split"] != "test"):
+        raise BadInputError("--suite asks all published questions: leave --labels and --split out")
     with progress_bar("evaluating") as progress:
-        results = api.evaluate(**given, progress=progress)
+        if suite is None:
+            results = api.evaluate(**given, progress=progress)
+        else:
+            taken = {name: given[name] for name in ("model", "out", "teacher", "limit")}
+            results = api.evaluate_suite(
+                data=given["scenes"], suite=suite, prompt=prompt, progress=progress, **taken
+            )
     if as_json:
         _say(json.dumps(results["rows"]))
     else:
         from stillroom.evaluate.report import print_table
 
         print_table(results)
+        if suite is not None:
+            from stillroom.evaluate.suites.report import lines
+
+            _say("\n".join(lines(results)))
         _say(f"report: {given['out'] / 'report.html'}")
     return 0
 
@@ -537,6 +622,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "scenes check": scenes_check,
     "scenes audit": scenes_audit,
     "scenes show": scenes_show,
+    "scenes ask": scenes_ask,
+    "scenes export": scenes_export,
     "pretrain-encoder": pretrain_encoder,
     "teach": teach,
     "label": label,

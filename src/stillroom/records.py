@@ -152,6 +152,8 @@ class Question:
     # Facts of a description, for fact F1: ("object", "red chair"), ("on", "mug", "table") ...
     facts: tuple[tuple[str, ...], ...] = ()
     object_ids: tuple[int, ...] = ()
+    # The whole prompt where a benchmark prescribes one; else it is made of question and options.
+    asked_as: str = ""
 
     @property
     def prompt(self) -> str:
@@ -160,6 +162,8 @@ class Question:
         Lettered options ("A. left") stand below the question as VSI-Bench prints them; those of
         the four families stand in their sentences already.
         """
+        if self.asked_as:
+            return self.asked_as
         if not self.options or not self.options[0].startswith("A. "):
             return self.question
         return "\n".join([self.question, "Options:", *self.options])

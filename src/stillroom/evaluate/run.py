@@ -16,7 +16,7 @@ from stillroom.evaluate.depth_metrics import DEPTH_ERRORS, Alignment, depth_erro
 from stillroom.evaluate.intervals import DRAWS, Resampler
 from stillroom.evaluate.items import ItemStore, write_items
 from stillroom.evaluate.tables import RowItems, metric_table, retention_table, score_table
-from stillroom.evaluate.tasks import kind_of, score
+from stillroom.evaluate.tasks import Scored, kind_of, score
 from stillroom.records import (
     Answerer,
     BadInputError,
@@ -38,6 +38,8 @@ SHOWN_SCENES = 3
 TABLE_ALIGNMENTS: tuple[Alignment, ...] = ("none", "median")
 
 Row = Callable[[], Answerer] | Answerer
+#: How one answer is scored.
+Scorer = Callable[[Question, str], Scored]
 
 
 def evaluate(
@@ -54,6 +56,7 @@ def evaluate(
     blind_row: str = "blind",
     identities: Mapping[str, str] | None = None,
     seed: int = 0,
+    scorer: Scorer = score,
 ) -> dict[str, Any]:
     """Scores of every row on a split (None and "all": every scene), as written to ``results.json``.
 
@@ -89,7 +92,7 @@ def evaluate(
         for number, scene_ids in enumerate(chunks):
             if not kept.has(row, number):
                 answerer = answerer or _loaded(source)
-                _answer_chunk(kept, row, number, answerer, store, scene_ids, shown)
+                _answer_chunk(kept, row, number, answerer, store, scene_ids, shown, scorer)
             done += len(scene_ids)
             if progress is not None:
                 progress(done, total)
@@ -157,6 +160,7 @@ def _answer_chunk(
     store: SceneStore,
     scene_ids: Sequence[str],
     shown: set[str],
+    scorer: Scorer,
 ) -> None:
     """Ask one row about a few scenes and keep what it said."""
     items: list[dict[str, Any]] = []
@@ -165,7 +169,7 @@ def _answer_chunk(
     for scene_id in scene_ids:
         scene, questions = store.scene(scene_id), store.questions(scene_id)
         session = answerer.open(scene)
-        items += _ask(row, session, questions)
+        items += _ask(row, session, questions, scorer)
         predicted = _geometry(session)
         if predicted is not None and predicted.depth is not None:
             depth += _depth_rows(row, _seen(session, scene), predicted.depth)
@@ -174,7 +178,9 @@ def _answer_chunk(
     kept.write(row, number, items, depth, seconds=time.monotonic() - started)
 
 
-def _ask(row: str, session: Session, questions: Sequence[Question]) -> list[dict[str, Any]]:
+def _ask(
+    row: str, session: Session, questions: Sequence[Question], scorer: Scorer
+) -> list[dict[str, Any]]:
     if not questions:
         return []
     answers = session.answer(questions)
@@ -183,11 +189,11 @@ def _ask(row: str, session: Session, questions: Sequence[Question]) -> list[dict
             f"{row} must give one answer per question, in order: {len(questions)} were asked and "
             f"{len(answers)} came back"
         )
-    return [_item(row, q, a.text) for q, a in zip(questions, answers, strict=True)]
+    return [_item(row, q, a.text, scorer) for q, a in zip(questions, answers, strict=True)]
 
 
-def _item(row: str, question: Question, text: str) -> dict[str, Any]:
-    scored = score(question, text)
+def _item(row: str, question: Question, text: str, scorer: Scorer) -> dict[str, Any]:
+    scored = scorer(question, text)
     return {
         "model": row,
         "scene_id": question.scene_id,

@@ -89,6 +89,7 @@ QUESTION_SCHEMA = pa.schema(
         "renderings": pa.list_(pa.string()),
         "facts": pa.list_(pa.list_(pa.string())),
         "object_ids": pa.list_(pa.int32()),
+        "asked_as": pa.string(),
     }
 )
 assert set(QUESTION_SCHEMA.names) == {entry.name for entry in fields(Question)}
