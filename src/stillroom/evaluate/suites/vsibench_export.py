@@ -47,7 +47,7 @@ def export_vsibench(
         BadInputError: the store has no such question, or ``out`` holds another export.
     """
     asked = {
-        scene_id: [q for q in store.questions(scene_id) if q.family in QUESTION_TYPES]
+        scene_id: [q for q in store.questions(scene_id) if q.family in QUESTION_TYPES and q.answer]
         for scene_id in store.scene_ids()
     }
     asked = {scene_id: questions for scene_id, questions in asked.items() if questions}
