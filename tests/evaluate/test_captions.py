@@ -12,7 +12,7 @@ needs_java = pytest.mark.skipif(bool(missing()), reason=missing() or "there")
 SENTENCES = [
     "It's next to the door, isn't it?",
     "They cannot see the 3.5m x 2 m table (grey).",
-    "An L-shaped desk; 80cm wide, 1,200 mm long -- and/or 5'10\" tall!",
+    "An L-shaped desk; 80cm wide, 1,200 mm -- and/or 5'10\" tall!",
     "The dog's bed is at 12 o'clock... \"quoted\" text",
     "etc. e.g. this, 20 m^2 and 50% of it. end.Next",
     "A. sofa <answer>3</answer> 90's style 😀 hello😀world",
@@ -21,7 +21,22 @@ SENTENCES = [
 
 def test_tokens_by_hand():
     assert ptb_words("It isn't the dog's; it's 3.5 m (or so).") == (
-        ["it", "is", "n't", "the", "dog", "'s", "it", "'s", "3.5", "m", "-lrb-", "or", "so", "-rrb-"]
+        [
+            "it",
+            "is",
+            "n't",
+            "the",
+            "dog",
+            "'s",
+            "it",
+            "'s",
+            "3.5",
+            "m",
+            "-lrb-",
+            "or",
+            "so",
+            "-rrb-",
+        ]
     )
 
 

@@ -26,7 +26,9 @@ THRESHOLDS = (0.25, 0.5)
 _ON_FACE = 1e-9
 
 
-def yaw_box(center: Sequence[float], size: Sequence[float], yaw: float) -> OrientedBox:
+def yaw_box(
+    center: Sequence[float | int], size: Sequence[float | int], yaw: float | int
+) -> OrientedBox:
     """A box turned about z alone: counter-clockwise by ``yaw`` radians, seen from above."""
     return OrientedBox(
         center=np.array(center, dtype=np.float64),
@@ -35,7 +37,7 @@ def yaw_box(center: Sequence[float], size: Sequence[float], yaw: float) -> Orien
     )
 
 
-def euler_box(numbers: Sequence[float]) -> OrientedBox:
+def euler_box(numbers: Sequence[float | int]) -> OrientedBox:
     """A 9-number box (EmbodiedScan, VG-LLM): centre, full size, *intrinsic* Z-X-Y angles [rad].
 
     VG-LLM's own scorer makes boxes with extrinsic z-x-y angles; the two agree only where just the
@@ -104,7 +106,7 @@ class Detection:
 
     label: str
     box: OrientedBox
-    score: float
+    score: float | int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ class Caption:
 
     text: str
     references: tuple[str, ...]
-    iou: float
+    iou: float | int
 
 
 def framed(text: str) -> str:

@@ -29,7 +29,12 @@ class Tally:
             )
 
     def number(
-        self, name: str, ours: float, recorded: float | None, *, tolerance: float = TOLERANCE
+        self,
+        name: str,
+        ours: float | int,
+        recorded: float | int | None,
+        *,
+        tolerance: float = TOLERANCE,
     ) -> None:
         """Two real numbers; null beside a number, and what is not finite, never agree."""
         error = math.inf if recorded is None else abs(float(ours) - float(recorded))
@@ -43,7 +48,7 @@ class Tally:
         self,
         name: str,
         ours: Mapping[str, Any],
-        recorded: Mapping[str, float],
+        recorded: Mapping[str, Any],
         *,
         tolerance: float = TOLERANCE,
     ) -> None:

@@ -52,8 +52,8 @@ def _compare_meteor(
     name: str,
     said: Sequence[Sequence[str]],
     known: Sequence[Sequence[Sequence[str]]],
-    recorded: float | None,
-    items: Sequence[float] = (),
+    recorded: float | int | None,
+    items: Sequence[float | int] = (),
 ) -> None:
     """METEOR of a corpus, and of its items where they are recorded too."""
     if recorded is None:
