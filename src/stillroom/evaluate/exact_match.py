@@ -23,6 +23,11 @@ SQA3D_TYPES = ("what", "is", "how", "can", "which", "other")
 _SAYS_SOMETHING = re.compile(r"[^\W_]")
 
 
+def says_something(text: str) -> bool:
+    """Whether an answer holds a letter or a digit: one that does not is empty."""
+    return bool(_SAYS_SOMETHING.search(text))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Matched:
     """One answer after cleaning, and by which of the three rules it is right."""
@@ -39,13 +44,13 @@ def exact_match(text: str, references: Sequence[str]) -> Matched:
     cleaned = clean_answer(text)
     wanted = tuple(clean_answer(reference) for reference in references)
     exact, refined = matches(cleaned, wanted)
-    saying = [one for one in wanted if _SAYS_SOMETHING.search(one)]
+    saying = [one for one in wanted if says_something(one)]
     return Matched(
         cleaned=cleaned,
         references=wanted,
         em=exact,
         em_refined=refined,
-        em_refined_corrected=bool(_SAYS_SOMETHING.search(cleaned)) and matches(cleaned, saying)[1],
+        em_refined_corrected=says_something(cleaned) and matches(cleaned, saying)[1],
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from stillroom.evaluate.captions import coco_bleu, coco_cider, coco_rouge_l
 from stillroom.evaluate.coco_java import meteor, missing
+from stillroom.evaluate.exact_match import says_something
 
 SCAN2CAP_ID = "scan2cap/leo-vgllm"
 
@@ -48,7 +49,7 @@ def scan2cap_scores(captions: Sequence[Caption], *, threshold: float = 0.5) -> d
     spaced = [text.split(" ") for text in said]
     spaced_references = [[text.split(" ") for text in texts] for texts in known]
     cider = coco_cider(words, references)
-    silent = np.array([not text.strip() for text in kept])
+    silent = np.array([not says_something(text) for text in kept])
     scores = {
         "CIDEr": float(np.mean(cider)),
         "BLEU-4": coco_bleu(words, references)[3],

@@ -23,6 +23,7 @@ from stillroom.evaluate.exact_match import (
     SQA3D_TYPES,
     Matched,
     exact_match,
+    says_something,
     sqa3d_type,
 )
 from stillroom.evaluate.ptb import PTB_ID, ptb_words
@@ -200,7 +201,7 @@ def scanqa_table(items: Sequence[Item], answers: Sequence[str]) -> Table:
     if not missing():
         texts = [[" ".join(words) for words in one] for one in known]
         official["METEOR"] = meteor([" ".join(words) for words in said], texts)[0]
-    speaks = np.array([bool(words) for words in said], dtype=float)
+    speaks = np.array([says_something(one.cleaned) for one in matched], dtype=float)
     corrected = exact | {
         "EM-R": mean([float(one.em_refined_corrected) for one in matched]),
         "ROUGE-L": float(np.mean(speaks * rouge)),
@@ -248,7 +249,7 @@ def _caption_score(item: Item, text: str) -> float:
     """ROUGE-L of one caption, 0 where it says nothing: what items are ordered by."""
     said = ptb_words(text)
     known = [ptb_words(reference) for reference in references_of(item)]
-    return coco_rouge_l([said], [known])[0] if said else 0.0
+    return coco_rouge_l([said], [known])[0] if says_something(text) else 0.0
 
 
 _TEXT_SCORERS = {
