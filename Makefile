@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 	$(PYTHON) -m venv .venv
 	$(PIP) hatchling editables setuptools
 	$(PIP) --editable '.[dev]'
+	@# METEOR needs java; without it, or without the package, its tests say so and are skipped.
+	@if command -v java >/dev/null 2>&1; then $(PIP) --no-deps pycocoevalcap || echo "no METEOR: pycocoevalcap could not be installed"; fi
 	touch $@
 
 demo: setup            ## the main job on the embedded default: about 10 minutes on 2 cores

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "api": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
+    "lmms_eval_plugin": EVERYTHING,
     "__init__": {"records", "api"},
     "__main__": {"cli"},
 }

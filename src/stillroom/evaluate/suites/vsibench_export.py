@@ -3,6 +3,7 @@
 ``test.jsonl`` and ``test.parquet`` with the published columns; ``frames/made/SCENE/000.png`` ...
 instead of a video: six views are no film, and frames stay as they were drawn. A model that reads
 cameras and depth is given the store itself beside them (``scenes/`` in the folder).
+``lmms_eval/`` is the task for lmms-eval's ``--include_path``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stillroom.evaluate.lmms_eval_task import write_task
 from stillroom.evaluate.vsi_bench import CHOICE_TYPES, QUESTION_TYPES
 from stillroom.records import BadInputError, Question
 from stillroom.scenes.store import SceneStore, write_atomically
@@ -69,6 +71,7 @@ def export_vsibench(
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
     write_atomically(out / "test.parquet", sink.getvalue())
+    write_task(out)
     write_atomically(target, text)
     return len(rows), len(asked)
 
