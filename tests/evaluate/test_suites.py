@@ -10,7 +10,8 @@ from stillroom.evaluate import scan2cap
 from stillroom.evaluate.letters import LETTER_RULES
 from stillroom.evaluate.numbers import NUMBER_RULES
 from stillroom.evaluate.suites import SUITES, find_suite, read_items, rooms
-from stillroom.evaluate.suites.attach import attach_questions, frame_grid
+from stillroom.evaluate.suites.attach import attach_items, attach_questions, frame_grid
+from stillroom.evaluate.suites.base import Item
 from stillroom.evaluate.suites.report import prepare
 from stillroom.evaluate.vsi_bench import RULES, answer_score
 from stillroom.records import BadInputError
@@ -25,7 +26,7 @@ ODD = ["three", "20 m^2", "1e1", "word " * 20_000, "A" * 100_000, "🪑" * 100_0
 
 @pytest.fixture(autouse=True)
 def without_meteor(monkeypatch):
-    """METEOR starts a program that takes seconds; test_captions and verify hold it to its figures."""
+    """METEOR takes seconds to start; test_captions and verify hold it to its figures."""
     for module in (rooms, scan2cap):
         monkeypatch.setattr(module, "missing", lambda: "left out of these tests")
 
@@ -217,7 +218,8 @@ def test_an_imported_capture_is_found_by_the_name_of_its_store(folders, tmp_path
     for file in (data / "scannet" / "scene0011_00").iterdir():
         file.unlink()
     with pytest.raises(BadInputError, match=r"none of the 1 scenes .* scenes import"):
-        prepare(SUITES["scanqa"], data, tmp_path / "none", prompt="plain")
+        prepare(SUITES["scanqa"], data, tmp_path / "store", prompt="plain")
+    assert not (tmp_path / "store").exists()
     frames(tmp_path / "photos", 2)
     api.import_scenes(tmp_path / "photos", out=data / "scenes" / "scene0011_00")
     store, _, missing = prepare(SUITES["scanqa"], data, tmp_path / "store", prompt="plain")
@@ -225,6 +227,23 @@ def test_an_imported_capture_is_found_by_the_name_of_its_store(folders, tmp_path
     (imported,) = open_store(data / "scenes" / "scene0011_00").scene_ids()
     assert store.scene_ids() == [imported]
     assert {q.scene_id for q in store.questions()} == {imported}
+
+
+def test_a_scene_that_comes_later_is_joined_then(tmp_path):
+    store = open_store(tiny_store(tmp_path / "scenes"))
+    questions = [store.questions(scene_id)[0] for scene_id in store.scene_ids()]
+    asked = [Item(question=question) for question in questions]
+    known = {store.scene_ids()[0]}
+
+    def find(item):
+        name = item.question.scene_id
+        return store.scene(name) if name in known else None
+
+    first = attach_items(asked, find, tmp_path / "out", settings={})
+    assert (first.scenes, len(first.missing)) == (1, 3)
+    known.update(store.scene_ids())
+    assert attach_items(asked, find, tmp_path / "out", settings={}).missing == ()
+    assert open_store(tmp_path / "out").questions() == questions
 
 
 def test_questions_of_ones_own_replace_those_of_a_store_and_can_be_labelled(tmp_path):

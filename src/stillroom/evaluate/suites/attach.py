@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -66,30 +67,38 @@ def attach_items(
     for item in items:
         by_name.setdefault(item.question.scene_id, []).append(item)
     _begin(out, {**settings, "questions": content_hash(i.question.question_id for i in items)})
-    names, missing, joined = list(by_name), [], 0
+    names = list(by_name)
+    held = _held(out)
     for index, start in enumerate(range(0, len(names), SCENES_PER_SHARD)):
         group = names[start : start + SCENES_PER_SHARD]
-        if not shard_path(out, "scenes", index).is_file():
-            found = [(name, find(by_name[name][0])) for name in group]
-            bound = {name: scene for name, scene in found if scene is not None}
+        lacking = [name for name in group if by_name[name][0].question.question_id not in held]
+        # A scene that was not there last time may have been imported since.
+        there = shard_path(out, "scenes", index).is_file()
+        if not there or any(find(by_name[name][0]) is not None for name in lacking):
+            found = {name: find(by_name[name][0]) for name in group}
+            bound = {name: scene for name, scene in found.items() if scene is not None}
             questions = [q for name, scene in bound.items() for q in _bound(by_name[name], scene)]
             write_shard(out, index, list(bound.values()), questions)
         if progress is not None:
             progress(min(start + SCENES_PER_SHARD, len(names)), len(names))
-    store = open_store(out)
-    held = {q.question_id for q in store.questions()}
-    for name, group_items in by_name.items():
-        here = sum(item.question.question_id in held for item in group_items)
-        joined += here
-        if not here:
-            missing.append(name)
-    if not joined:
+    held = _held(out)
+    missing = [name for name in names if by_name[name][0].question.question_id not in held]
+    if not held:
+        shutil.rmtree(out)  # nothing of worth: a store that this call began
         raise BadInputError(
             f"none of the {len(names)} scenes that the questions name was found "
             f"(first: {names[0]}); import it with 'stillroom scenes import SOURCE --out "
             f"DATA/scenes/{names[0]}'"
         )
-    return Attached(questions=joined, scenes=len(store), missing=tuple(missing))
+    scenes = len(names) - len(missing)
+    return Attached(questions=len(held), scenes=scenes, missing=tuple(missing))
+
+
+def _held(out: Path) -> set[str]:
+    """Ids of the questions that the store has, with their scenes."""
+    if not shard_path(out, "scenes", 0).is_file():
+        return set()
+    return {question.question_id for question in open_store(out).questions()}
 
 
 def _bound(items: Sequence[Item], scene: Scene) -> list[Question]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stillroom.evaluate import vsi_bench
-from stillroom.evaluate.numbers import NUMBER_RULES
 from stillroom.evaluate.suites.base import (
     Item,
     RowData,
@@ -93,6 +92,11 @@ SUITE = Suite(
     read=read,
     score=_score,
     table=table,
-    scorers=dict(zip(_COLUMNS.values(), NUMBER_RULES, strict=True)),
+    scorers={
+        "official": "vsi-mra/official-2024, vsi-letter/official-2024",
+        "lmms-eval": "vsi-mra/lmms-eval-0.7.3, vsi-letter/official-2024",
+        "vlmevalkit": "vsi-mra/vlmevalkit-2026-08, spatial-letter/vlmevalkit-2026-08",
+        "corrected": "vsi-mra/stillroom-1, letter/stillroom-1",
+    },
     prompt_id="vsibench/official-2024",
 )

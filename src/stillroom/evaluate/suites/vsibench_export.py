@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stillroom.evaluate.lmms_eval_task import write_task
+from stillroom.evaluate.suites.base import bare
 from stillroom.evaluate.vsi_bench import CHOICE_TYPES, QUESTION_TYPES
 from stillroom.records import BadInputError, Question
 from stillroom.scenes.store import SceneStore, write_atomically
@@ -81,9 +82,13 @@ def _row(number: int, question: Question) -> dict[str, Any]:
     if question.family in CHOICE_TYPES:
         if not lettered(options):
             raise BadInputError(f"question {question.question_id} has options without letters")
-        index = option_index(truth, [option.split(maxsplit=1)[1] for option in options])
         # The store keeps the letter; the text of an option is taken as well.
-        truth = truth if truth in "ABCDEFGH" or index is None else spoken(options, index)
+        letters = [spoken(options, i) for i in range(len(options))]
+        if truth not in letters:
+            index = option_index(truth, [bare(option) for option in options])
+            if index is None:
+                raise BadInputError(f"question {question.question_id} is answered by no option")
+            truth = letters[index]
     return {
         "id": number,
         "dataset": DATASET,
