@@ -12,7 +12,13 @@ from stillroom.scenes import families, vsi
 from stillroom.scenes.balance import Balance, Candidate, fit_balance, thin
 from stillroom.scenes.estimate import estimate_balance
 from stillroom.scenes.facts import RoomFacts, pixel_shares
-from stillroom.scenes.questions import ask_facts, ask_room, question_id, sample_texts
+from stillroom.scenes.questions import (
+    _evenly,
+    ask_facts,
+    ask_room,
+    question_id,
+    sample_texts,
+)
 from stillroom.scenes.wording import (
     HELD_OUT,
     PHRASINGS,
@@ -218,6 +224,26 @@ def test_the_first_named_is_right_half_of_the_time(hand_made_facts: RoomFacts, f
     ]
     # Four standard deviations of a fair coin.
     assert abs(np.mean(hits) - 0.5) < 2.0 / np.sqrt(len(hits))
+
+
+@pytest.mark.parametrize(
+    ("touching", "apart", "asked"), [(3, 9, 6), (9, 2, 4), (1, 9, 3), (0, 5, 3), (2, 2, 4)]
+)
+def test_contact_asks_as_many_pairs_that_touch_as_others(
+    hand_made_facts: RoomFacts, touching: int, apart: int, asked: int
+) -> None:
+    pairs = families.contact(hand_made_facts, rng=rng())
+    yes, no = (next(c for c in pairs if (c.answer == 0) is wanted) for wanted in (True, False))
+    begun = []
+    for seed in range(40):
+        turns = _evenly([no] * apart + [yes] * touching, rng(seed))
+        assert len(turns) == asked
+        found = sum(c is yes for c in turns)
+        assert found == min(touching, asked - min(apart, asked // 2))
+        begun.append(turns[0] is yes)
+    if touching and touching != apart:
+        # Whichever is cut off when a room is asked less, a coin decides what comes first.
+        assert 8 <= sum(begun) <= 32
 
 
 def test_every_question_has_a_rationale_that_ends_in_its_answer(

@@ -36,7 +36,7 @@ LEAST_QUESTIONS = 13
 #: Rooms drawn for one place before giving up; a plain room needs two or three.
 MAX_DRAWS = 200
 #: Grows when the same seed makes other rooms than before.
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

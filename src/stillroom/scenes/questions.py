@@ -7,6 +7,7 @@ and by balance (``balance.py``); the words are in ``wording.py``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 
 import numpy as np
 
@@ -80,6 +81,7 @@ def ask_facts(
         pools[family] = _different(thin(candidates, balance, density, rng=rng))
         if len(pools[family]) < LEAST_OF_EACH:
             return None
+    pools["contact"] = _evenly(pools["contact"], rng)
     wanted = _shares(count, {family: len(pool) for family, pool in pools.items()})
     chosen = [c for family in FAMILIES for c in pools[family][: wanted[family]]]
     others = _draw_vsi(facts, count - 1 - len(chosen), balance=balance, rng=rng)
@@ -139,6 +141,19 @@ def _different(candidates: list[Candidate]) -> list[Candidate]:
             seen.add(key)
             kept.append(candidate)
     return kept
+
+
+def _evenly(candidates: list[Candidate], rng: np.random.Generator) -> list[Candidate]:
+    """Pairs that touch and pairs that do not in turn, as many of one as of the other.
+
+    Few pairs of a room touch: a room asked for more would be asked about the others only. What a
+    room carries at least stays, whichever it is.
+    """
+    touching = [c for c in candidates if c.answer == 0]
+    apart = [c for c in candidates if c.answer != 0]
+    first, second = (touching, apart) if rng.random() < 0.5 else (apart, touching)
+    turns = [c for pair in zip_longest(first, second) for c in pair if c is not None]
+    return turns[: max(2 * min(len(first), len(second)), LEAST_OF_EACH)]
 
 
 def _shares(count: int, have: dict[str, int]) -> dict[str, int]:
