@@ -299,6 +299,7 @@ def evaluate_suite(
     suite: str,
     out: Path | str,
     teacher: str | None = None,
+    labels: Path | str | None = None,
     limit: int | None = None,
     prompt: Literal["official", "plain"] = "official",
     progress: Progress | None = None,
@@ -306,10 +307,13 @@ def evaluate_suite(
     """Score a model on a published benchmark whose files lie in ``data``.
 
     ``rows.MODEL.metrics.suite`` of ``results.json`` has the published figures and the corrected
-    ones, each with its scorer.
+    ones, each with its scorer, its interval and what is left of the teacher. Beside a model that
+    looks stand those that do not: majority, blind, and itself before black pictures.
     """
     from stillroom import registry
+    from stillroom.evaluate.baselines import FOLDS, Blank
     from stillroom.evaluate.report import write_report
+    from stillroom.evaluate.run import PLAIN_PROMPT
     from stillroom.evaluate.run import evaluate as score
     from stillroom.evaluate.suites import find_suite
     from stillroom.evaluate.suites.report import add_tables, prepare, scorer_of
@@ -317,25 +321,48 @@ def evaluate_suite(
     started = time.monotonic()
     out = Path(out)
     chosen = find_suite(suite)
+    kind, _ = registry.kind_of(model)
+    if teacher is not None and labels is not None:
+        _require_labels_of(teacher, Path(labels))
     store, items, missing = prepare(chosen, Path(data), out / "asked", prompt=prompt)
-    names = {"teacher": teacher} if teacher is not None else {}
-    rows = {row: _loader(name, store, "all") for row, name in {**names, model: model}.items()}
+    rows: dict[str, Any] = {}
+    if teacher is not None or labels is not None:
+        rows["teacher"] = teacher_answers(teacher, labels, store, "all")
+    rows[model] = _loader(model, store, "all")
+    identities = {row: _identity(row, teacher, labels) for row in rows}
+    decoding = {row: _decoding(row, teacher) for row in rows}
+    if kind not in (*registry.BASELINES, *registry.CONTROLS):
+        # Each fifth of the scenes is answered by guessers that were fitted on the other four.
+        for name in ("majority", "blind") if len(store) >= FOLDS else ():
+            rows[name], identities[name] = _loader(name, store, "all"), name
+        blank = f"blank:{model}"
+        rows[blank] = lambda: Blank(registry.answerer(model, store, split="all"))
+        identities[blank], decoding[blank] = identities[model], decoding[model]
     results = score(
         rows,
         store,
         split=None,
         out=out,
-        teacher_row="teacher" if teacher is not None else None,
+        teacher_row="teacher" if "teacher" in rows else None,
         student_row=model,
         meta=run_meta(started, parameters={model: registry.parameters(model)}),
         progress=progress,
         limit=limit,
-        identities={row: _identity(row, teacher, None) for row in rows},
+        identities=identities,
         scorer=scorer_of(chosen, items),
+        prompt_id=chosen.prompt_id if prompt == "official" else PLAIN_PROMPT,
     )
-    results = add_tables(results, chosen, items, missing, store, out)
+    results = add_tables(results, chosen, items, missing, store, out, decoding=decoding)
     write_report(results, out=out, store=store)
     return results
+
+
+def _decoding(row: str, teacher: str | None) -> str | None:
+    """How a row's answers are drawn; None for those that draw none, or where labels have them."""
+    from stillroom import registry
+
+    name = teacher if row == "teacher" else row
+    return None if name is None else registry.describe(name).get("decoding")
 
 
 def ask_scenes(

@@ -263,6 +263,7 @@ def scenes_show(words: Sequence[str]) -> int:
 
 SuiteName = Literal[
     "vsibench",
+    "vsibench-debiased",
     "3dsrbench",
     "spatialbench",
     "scanqa",
@@ -494,13 +495,13 @@ def evaluate(words: Sequence[str]) -> int:
     given = _parse(options, words, "evaluate")
     as_json = given.pop("json")
     suite, prompt = given.pop("suite"), given.pop("prompt")
-    if suite is not None and (given["labels"] is not None or given["split"] != "test"):
-        raise BadInputError("--suite asks all published questions: leave --labels and --split out")
+    if suite is not None and given["split"] != "test":
+        raise BadInputError("--suite asks all published questions: leave --split out")
     with progress_bar("evaluating") as progress:
         if suite is None:
             results = api.evaluate(**given, progress=progress)
         else:
-            taken = {name: given[name] for name in ("model", "out", "teacher", "limit")}
+            taken = {name: given[name] for name in ("model", "out", "teacher", "labels", "limit")}
             results = api.evaluate_suite(
                 data=given["scenes"], suite=suite, prompt=prompt, progress=progress, **taken
             )

@@ -67,6 +67,14 @@ def vsibench(data: Path) -> None:
     frames(data / "frames" / "scannet" / "scene0011_00", 40)
 
 
+def vsibench_debiased(data: Path) -> None:
+    vsibench(data)
+    rows = [json.loads(line) for line in (data / "test.jsonl").read_text().splitlines()]
+    parquet(data / "test_debiased.parquet", rows[1:])
+    # Lies beside it in the published folder and is another configuration.
+    parquet(data / "test_pruned.parquet", rows[:1])
+
+
 def threedsrbench(data: Path) -> None:
     lines = ["index\tqid\tquestion\tA\tB\tC\tD\tanswer\tcategory\timage"]
     for n, (qid, answer) in enumerate([("AAAAAAAA", "A"), ("AAAAAAAA-flip", "B")]):
@@ -237,6 +245,7 @@ def mmstar(data: Path) -> None:
 
 WRITERS = {
     "vsibench": vsibench,
+    "vsibench-debiased": vsibench_debiased,
     "3dsrbench": threedsrbench,
     "spatialbench": spatialbench,
     "scanqa": scanqa,

@@ -72,6 +72,26 @@ def test_an_empty_answer_is_never_right_in_the_corrected_column(items, name, tex
         assert all(suite.score(item, text) == 0.0 for item in asked)
 
 
+#: Any text without a letter and a digit: emoji, punctuation, control characters, nothing.
+WORDLESS = st.text(max_size=200).map(lambda text: "".join(c for c in text if not c.isalnum()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_no_text_makes_a_suite_raise_and_no_wordless_one_is_right(items, name, data):
+    suite, asked = SUITES[name], items[name]
+    wordless = [data.draw(WORDLESS) for _ in asked]
+    assert set(suite.table(asked, wordless)["corrected"].values()) == {0.0}
+    corrected = suite.columns["corrected"]
+    assert all(corrected.parse(i, t) is None for i, t in zip(asked, wordless))
+    anything = [data.draw(st.text(max_size=200)) for _ in asked]
+    for column in suite.columns.values():
+        scores = [column.score(item, text) for item, text in zip(asked, anything)]
+        assert all(0 <= score <= 1 for score in scores)
+        assert all(one.value >= 0 for one in column.figures(asked, anything).values())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", ODD, ids=lambda text: text[:8])
 def test_no_odd_answer_makes_a_suite_raise(items, name, text):
@@ -133,8 +153,11 @@ def test_the_official_overalls_are_means_of_groups(items):
 
 
 def test_spatialbench_drops_empty_answers_as_published_and_says_how_many_it_kept(items):
-    table = SUITES["spatialbench"].table(items["spatialbench"], ["B", ""])
-    assert (table["official"]["n"], table["official"]["overall_score"]) == (1.0, 1.0)
+    suite, asked = SUITES["spatialbench"], items["spatialbench"]
+    table = suite.table(asked, ["B", ""])
+    assert table["official"]["overall_score"] == 1.0
+    counted = suite.columns["official"].figures(asked, ["B", ""])["overall_score"]
+    assert len(counted.scenes) == 1
     assert table["official, empty answers wrong"]["overall_score"] == 0.5
     assert table["corrected"]["overall_score"] == 0.5
 
@@ -269,7 +292,7 @@ def test_the_command_line_evaluates_a_suite_and_prints_both_columns(tmp_path, ca
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     suite = results["rows"]["truth"]["metrics"]["suite"]
     assert suite["columns"]["official"]["overall"] == 1.0
-    assert suite["items"]["n"] == 2
+    assert suite["table"][0]["n"] == 2
     assert results["meta"]["suite"]["prompt"] == "vsibench/official-2024"
     assert (tmp_path / "out" / "report.html").is_file()
 

@@ -1,4 +1,4 @@
-"""Answerers that a number must beat: truth, majority, blind, shuffled, no depth; recorded answers.
+"""Answerers that a number must beat: truth, majority, blind, shuffled, no depth, blank; recorded.
 
 ``majority`` and ``blind`` see no picture. They are fitted on the train split; where the scenes
 that are asked include it (``--split all`` or ``train``), each fifth of the scenes is answered by a
@@ -50,6 +50,10 @@ class _PerQuestion:
         """Nothing is looked at."""
         return self
 
+    def frames(self) -> list[str]:
+        """None of them."""
+        return []
+
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order."""
         return [Answer(question_id=q.question_id, text=self._say(q)) for q in questions]
@@ -72,6 +76,9 @@ class RecordedAnswers:
     def open(self, scene: Scene) -> RecordedAnswers:
         """Nothing is looked at: the answers are there."""
         return self
+
+    def frames(self) -> None:
+        """What was looked at when they were given is not recorded here."""
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """The recorded answers.
@@ -244,7 +251,9 @@ class Shuffled:
 
     def open(self, scene: Scene) -> _WordsOnly:
         """The inner model's session on the other scene; its depth is not offered as this one's."""
-        return _WordsOnly(self._inner.open(self._store.scene(self.other[scene.scene_id])))
+        other = self._store.scene(self.other[scene.scene_id])
+        session = self._inner.open(other)
+        return _WordsOnly(session, [f"{other.scene_id}/{n}" for n in looked_at(session, other)])
 
 
 class NoDepth:
@@ -259,12 +268,44 @@ class NoDepth:
             replace(view, depth=None if view.depth is None else np.zeros_like(view.depth))
             for view in scene.views
         )
-        return _WordsOnly(self._inner.open(replace(scene, views=views)))
+        dark = replace(scene, views=views)
+        session = self._inner.open(dark)
+        return _WordsOnly(session, looked_at(session, dark))
+
+
+class Blank:
+    """Answers from black pictures of the same sizes: what is known without looking."""
+
+    def __init__(self, inner: Answerer) -> None:
+        self._inner = inner
+
+    def open(self, scene: Scene) -> _WordsOnly:
+        """The inner model's session on black pictures without depth."""
+        views = tuple(
+            replace(
+                view,
+                rgb=np.zeros_like(view.rgb),
+                depth=None if view.depth is None else np.zeros_like(view.depth),
+            )
+            for view in scene.views
+        )
+        return _WordsOnly(self._inner.open(replace(scene, views=views)), [])
+
+
+def looked_at(session: Session, scene: Scene) -> list[str]:
+    """Names of the views that a session chose (its ``views``), or all of the scene's."""
+    chosen = getattr(session, "views", None)
+    return [scene.views[i].name for i in (range(len(scene.views)) if chosen is None else chosen)]
 
 
 class _WordsOnly:
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, frames: Sequence[str]) -> None:
         self._session = session
+        self._frames = list(frames)
+
+    def frames(self) -> list[str]:
+        """Names of the pictures that the inner session looks at."""
+        return self._frames
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """The inner session's answers."""

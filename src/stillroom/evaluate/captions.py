@@ -52,24 +52,38 @@ def coco_bleu(predictions: Sequence[Words], references: Sequence[Sequence[Words]
     The reference of nearest length counts for brevity, the shorter of two; for a corpus of one
     item it is the references' mean length, as in the original.
     """
+    return bleu_of(bleu_counts(predictions, references).sum(axis=0)).tolist()
+
+
+def bleu_counts(
+    predictions: Sequence[Words], references: Sequence[Sequence[Words]]
+) -> Float[np.ndarray, "n 10"]:
+    """What BLEU adds up over items: n-grams said (4 orders), of them right (4), words said, words
+    wanted."""
     _require_pairs(predictions, references)
-    guessed, right = np.zeros(ORDERS), np.zeros(ORDERS)
-    said = wanted = 0.0
-    for words, known in zip(predictions, references, strict=True):
+    counts = np.zeros((len(predictions), 2 * ORDERS + 2))
+    for row, words, known in zip(counts, predictions, references, strict=True):
         most: Grams = Counter()
         for reference in known:
             most |= _grams(reference)
+        row[:ORDERS] = np.maximum(len(words) - np.arange(ORDERS), 0)
         for gram, count in (_grams(words) & most).items():
-            right[len(gram) - 1] += count
-        guessed += np.maximum(len(words) - np.arange(ORDERS), 0)
-        said += len(words)
+            row[ORDERS + len(gram) - 1] += count
         lengths = [len(reference) for reference in known]
         nearest = min((abs(length - len(words)), length) for length in lengths)[1]
-        wanted += float(np.mean(lengths)) if len(predictions) == 1 else nearest
-    precision = np.cumprod((right + _TINY) / (guessed + _SMALL))
+        wanted = float(np.mean(lengths)) if len(predictions) == 1 else nearest
+        row[2 * ORDERS :] = len(words), wanted
+    return counts
+
+
+def bleu_of(sums: Float[np.ndarray, "*d 10"]) -> Float[np.ndarray, "*d 4"]:
+    """BLEU-1 to BLEU-4 of a corpus with these sums."""
+    guessed, right = sums[..., :ORDERS], sums[..., ORDERS : 2 * ORDERS]
+    said, wanted = sums[..., -2], sums[..., -1]
+    precision = np.cumprod((right + _TINY) / (guessed + _SMALL), axis=-1)
     ratio = (said + _TINY) / (wanted + _SMALL)
-    brevity = np.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    return (precision ** (1 / np.arange(1, ORDERS + 1)) * brevity).tolist()
+    brevity = np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, 1.0)), 1.0)
+    return np.asarray(precision ** (1 / np.arange(1, ORDERS + 1)) * brevity[..., None])
 
 
 def coco_rouge_l(

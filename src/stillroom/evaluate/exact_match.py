@@ -15,6 +15,7 @@ from stillroom.text.scanqa import clean_answer, matches
 
 EM_ID = "em/llava3d-leo"
 EM_REFINED_ID = "em-refined/llava3d-leo"
+EM_CORRECTED_EM_ID = "em/stillroom-1"
 EM_CORRECTED_ID = "em-refined/stillroom-1"
 
 #: SQA3D's types of question, 0 to 5.

@@ -93,8 +93,15 @@ class Resampler:
         low, high = np.percentile(ratios, _LEVELS)
         return Ratio(score=score, low=float(low), high=float(high))
 
+    def sums(
+        self, values: Float[np.ndarray, "n k"], scene_ids: Sequence[str]
+    ) -> Float[np.ndarray, "draws k"]:
+        """Sums of the values over each draw's scenes, column by column."""
+        where = self._index(values, scene_ids)
+        return np.stack([self._drawn(column, where) for column in values.T], axis=1)
+
     def _index(
-        self, scores: Float[np.ndarray, "n"], scene_ids: Sequence[str]
+        self, scores: Float[np.ndarray, "n ..."], scene_ids: Sequence[str]
     ) -> Int[np.ndarray, "n"]:
         if len(scores) == 0:
             raise ValueError("no items were scored: a mean over nothing has no value")
@@ -108,6 +115,18 @@ class Resampler:
         """Sum of the values over each draw's scenes."""
         sums = np.bincount(where, weights=values, minlength=len(self._place))
         return (self._weights @ sums).astype(np.float64)
+
+
+def interval_of(draws: Float[np.ndarray, "draws"] | None) -> tuple[float | None, float | None]:
+    """The 95 % interval of a figure's draws; none where there are none.
+
+    Draws in which it has no value (no item of it, nothing to divide by) are left out.
+    """
+    finite = draws[np.isfinite(draws)] if draws is not None else np.empty(0)
+    if not len(finite):
+        return None, None
+    low, high = np.percentile(finite, _LEVELS)
+    return float(low), float(high)
 
 
 def above_blind(student: float, teacher: float, blind: float) -> float | None:

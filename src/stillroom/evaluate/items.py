@@ -35,6 +35,11 @@ ITEM_SCHEMA = pa.schema(
         "family": pa.string(),
         "question": pa.string(),
         "options": pa.list_(pa.string()),
+        # The whole text that was asked, and whose wording it is.
+        "prompt": pa.string(),
+        "prompt_id": pa.string(),
+        # Names of the views that were looked at; null where that is not known (recorded answers).
+        "frames": pa.list_(pa.string()),
         "truth": pa.string(),
         "answer": pa.string(),
         # Null where nothing could be understood.
@@ -42,6 +47,9 @@ ITEM_SCHEMA = pa.schema(
         # 0 to 1; null where no truth is known.
         "score": pa.float64(),
         "scorer": pa.string(),
+        # The same by the stricter rule, where the scorer is a published one.
+        "corrected_parsed": pa.string(),
+        "corrected_score": pa.float64(),
         "margin": pa.float64(),
     }
 )

@@ -15,6 +15,7 @@ from stillroom.evaluate import report_sections as part
 from stillroom.evaluate import report_tables as tables
 from stillroom.evaluate.items import ItemStore
 from stillroom.evaluate.report_tables import interval, percent
+from stillroom.evaluate.suites.report import html_table
 from stillroom.records import Answerer
 from stillroom.scenes.store import SceneStore, write_atomically
 
@@ -39,6 +40,7 @@ def write_report(
     items = part.Items.read(out, results["meta"])
     sections = [
         ("scores", "Scores", part.scores_section(results)),
+        ("benchmark", "Benchmark", html_table(results)),
         ("retention", "What is left of the teacher", part.retention_section(results)),
         ("text", "Descriptions", part.text_section(results)),
         ("training", "Training", part.training_section(log)),

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stillroom.evaluate.baselines import looked_at
 from stillroom.evaluate.depth_metrics import DEPTH_ERRORS, Alignment, depth_errors, resized
 from stillroom.evaluate.intervals import DRAWS, Resampler
-from stillroom.evaluate.items import ItemStore, write_items
+from stillroom.evaluate.items import ITEM_SCHEMA, ItemStore, write_items
 from stillroom.evaluate.tables import RowItems, metric_table, retention_table, score_table
 from stillroom.evaluate.tasks import Scored, kind_of, score
 from stillroom.records import (
@@ -38,6 +39,8 @@ SHOWN_SCENES = 3
 TABLE_ALIGNMENTS: tuple[Alignment, ...] = ("none", "median")
 
 Row = Callable[[], Answerer] | Answerer
+#: Id of the wording in which a question is asked: question and lettered options, nothing else.
+PLAIN_PROMPT = "stillroom/plain-1"
 #: How one answer is scored.
 Scorer = Callable[[Question, str], Scored]
 
@@ -57,6 +60,7 @@ def evaluate(
     identities: Mapping[str, str] | None = None,
     seed: int = 0,
     scorer: Scorer = score,
+    prompt_id: str = PLAIN_PROMPT,
 ) -> dict[str, Any]:
     """Scores of every row on a split (None and "all": every scene), as written to ``results.json``.
 
@@ -77,7 +81,7 @@ def evaluate(
         if name is not None and name not in answerers:
             raise ValueError(f"no row is named {name!r}; rows are {', '.join(answerers)}")
     kept = ItemStore(out)
-    kept.begin(_settings(split, limit, chosen, questions, seed), identities or {})
+    kept.begin(_settings(split, limit, chosen, questions, seed, prompt_id), identities or {})
     chunks = [
         chosen[start : start + SCENES_PER_CHUNK]
         for start in range(0, len(chosen), SCENES_PER_CHUNK)
@@ -92,12 +96,21 @@ def evaluate(
         for number, scene_ids in enumerate(chunks):
             if not kept.has(row, number):
                 answerer = answerer or _loaded(source)
-                _answer_chunk(kept, row, number, answerer, store, scene_ids, shown, scorer)
+                _answer_chunk(
+                    kept, row, number, answerer, store, scene_ids, shown, scorer, prompt_id
+                )
             done += len(scene_ids)
             if progress is not None:
                 progress(done, total)
     results = _results(
-        kept, list(answerers), len(chunks), questions, teacher_row, blind_row, seed=seed
+        kept,
+        list(answerers),
+        len(chunks),
+        questions,
+        teacher_row,
+        blind_row,
+        seed=seed,
+        scorer=scorer,
     )
     results["meta"] = _full_meta(
         meta, kept, list(answerers), len(chunks), split, chosen, questions, seed
@@ -134,6 +147,7 @@ def _settings(
     scene_ids: Sequence[str],
     questions: Mapping[str, Question],
     seed: int,
+    prompt_id: str,
 ) -> dict[str, Any]:
     """What must be equal for answers in a folder to be gone on with."""
     return {
@@ -142,6 +156,8 @@ def _settings(
         "seed": seed,
         "scenes_per_chunk": SCENES_PER_CHUNK,
         "questions": content_hash([*scene_ids, *questions]),
+        "prompt": prompt_id,
+        "columns": len(ITEM_SCHEMA),
     }
 
 
@@ -161,6 +177,7 @@ def _answer_chunk(
     scene_ids: Sequence[str],
     shown: set[str],
     scorer: Scorer,
+    prompt_id: str,
 ) -> None:
     """Ask one row about a few scenes and keep what it said."""
     items: list[dict[str, Any]] = []
@@ -169,7 +186,11 @@ def _answer_chunk(
     for scene_id in scene_ids:
         scene, questions = store.scene(scene_id), store.questions(scene_id)
         session = answerer.open(scene)
-        items += _ask(row, session, questions, scorer)
+        frames = frames_of(session, scene)
+        items += [
+            line | {"prompt_id": prompt_id, "frames": frames}
+            for line in _ask(row, session, questions, scorer)
+        ]
         predicted = _geometry(session)
         if predicted is not None and predicted.depth is not None:
             depth += _depth_rows(row, _seen(session, scene), predicted.depth)
@@ -202,11 +223,14 @@ def _item(row: str, question: Question, text: str, scorer: Scorer) -> dict[str, 
         "family": question.family,
         "question": question.question,
         "options": list(question.options),
+        "prompt": question.prompt,
         "truth": question.answer,
         "answer": text,
         "parsed": scored.parsed,
         "score": scored.score,
         "scorer": scored.scorer,
+        "corrected_parsed": scored.corrected_parsed,
+        "corrected_score": scored.corrected_score,
         "margin": question.margin,
     }
 
@@ -215,6 +239,19 @@ def _geometry(session: Session) -> SceneGeometry | None:
     """What the session believes of the scene's shape; not every answerer believes anything."""
     ask = getattr(session, "geometry", None)
     return ask() if callable(ask) else None
+
+
+def frames_of(session: Session, scene: Scene) -> list[str] | None:
+    """Names of the views that a session looks at; None where it does not know.
+
+    A session says so by ``frames()``, or by ``views``, the places of those it chose; one that says
+    nothing looks at all of them.
+    """
+    say = getattr(session, "frames", None)
+    if callable(say):
+        named: list[str] | None = say()
+        return named
+    return looked_at(session, scene)
 
 
 def _seen(session: Session, scene: Scene) -> Scene:
@@ -256,6 +293,7 @@ def _results(
     blind_row: str,
     *,
     seed: int,
+    scorer: Scorer,
 ) -> dict[str, Any]:
     """The tables of all rows; ``items.parquet`` is written on the way."""
     tables = {row: kept.items(row, chunks) for row in rows}
@@ -276,6 +314,8 @@ def _results(
                 resampler,
                 facts_of=facts_of,
                 teacher=student,
+                # Another scorer's answers are set against the teacher's by its own rules.
+                relative=scorer is score,
             ),
             "retention": {}
             if student is None

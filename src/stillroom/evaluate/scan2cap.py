@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
-from stillroom.evaluate.captions import coco_bleu, coco_cider, coco_rouge_l
+from stillroom.evaluate.captions import bleu_counts, bleu_of, coco_cider, coco_rouge_l
 from stillroom.evaluate.coco_java import meteor, missing
 from stillroom.evaluate.exact_match import says_something
 
@@ -34,11 +35,22 @@ def framed(text: str) -> str:
     return f"sos {text.lower().replace('.', ' . ').replace(',', ' , ')} eos"
 
 
-def scan2cap_scores(captions: Sequence[Caption], *, threshold: float = 0.5) -> dict[str, float]:
-    """CIDEr (0..10), BLEU-4, ROUGE-L and, where java is there, METEOR 1.5, at the threshold.
+@dataclass(frozen=True, kw_only=True)
+class Framed:
+    """Captions as they are compared: one entry an item, 0 to 1 (CIDEr 0 to 10)."""
 
-    "ROUGE-L corrected" and "CIDEr corrected" count a missed or empty caption as 0.
-    """
+    cider: Float[np.ndarray, "n"]
+    rouge: Float[np.ndarray, "n"]
+    # What an only "sos" and "eos" cannot earn, and doubled spaces do not count in.
+    cider_corrected: Float[np.ndarray, "n"]
+    rouge_corrected: Float[np.ndarray, "n"]
+    bleu: Float[np.ndarray, "n 10"]
+    said: list[str]
+    known: list[list[str]]
+
+
+def compared(captions: Sequence[Caption], *, threshold: float = 0.5) -> Framed:
+    """Every caption against the published ones of its object, at the threshold."""
     if not captions:
         raise ValueError("no caption was scored: a mean over nothing has no value")
     kept = [one.text if one.iou >= threshold else "" for one in captions]
@@ -48,15 +60,32 @@ def scan2cap_scores(captions: Sequence[Caption], *, threshold: float = 0.5) -> d
     references = [[text.split() for text in texts] for texts in known]
     spaced = [text.split(" ") for text in said]
     spaced_references = [[text.split(" ") for text in texts] for texts in known]
-    cider = coco_cider(words, references)
-    silent = np.array([not says_something(text) for text in kept])
+    cider = np.array(coco_cider(words, references), dtype=np.float64)
+    speaks = np.array([says_something(text) for text in kept], dtype=np.float64)
+    return Framed(
+        cider=cider,
+        rouge=np.array(coco_rouge_l(spaced, spaced_references), dtype=np.float64),
+        cider_corrected=speaks * cider,
+        rouge_corrected=speaks * np.array(coco_rouge_l(words, references), dtype=np.float64),
+        bleu=bleu_counts(words, references),
+        said=said,
+        known=known,
+    )
+
+
+def scan2cap_scores(captions: Sequence[Caption], *, threshold: float = 0.5) -> dict[str, float]:
+    """CIDEr (0..10), BLEU-4, ROUGE-L and, where java is there, METEOR 1.5, at the threshold.
+
+    "ROUGE-L corrected" and "CIDEr corrected" count a missed or empty caption as 0.
+    """
+    found = compared(captions, threshold=threshold)
     scores = {
-        "CIDEr": float(np.mean(cider)),
-        "BLEU-4": coco_bleu(words, references)[3],
-        "ROUGE-L": float(np.mean(coco_rouge_l(spaced, spaced_references))),
-        "CIDEr corrected": float(np.mean(np.where(silent, 0.0, cider))),
-        "ROUGE-L corrected": float(np.mean(np.where(silent, 0.0, coco_rouge_l(words, references)))),
+        "CIDEr": float(np.mean(found.cider)),
+        "BLEU-4": float(bleu_of(found.bleu.sum(axis=0))[3]),
+        "ROUGE-L": float(np.mean(found.rouge)),
+        "CIDEr corrected": float(np.mean(found.cider_corrected)),
+        "ROUGE-L corrected": float(np.mean(found.rouge_corrected)),
     }
     if not missing():
-        scores["METEOR"] = meteor(said, known)[0]
+        scores["METEOR"] = meteor(found.said, found.known)[0]
     return scores

@@ -142,10 +142,17 @@ def corrected_score(text: str, truth: str, problem_type: str, options: Sequence[
     ``options`` are the texts without letters.
     """
     if not is_number(problem_type):
-        letter = stated_letter(text, options)
-        return float(letter is not None and letter == truth.strip().upper())
+        return float(stated_answer(text, problem_type, options) == truth.strip().upper())
     wanted, said = _float(truth), stated_number(text)
     return 0.0 if wanted is None else mean_relative_accuracy(said, wanted, strict=True)
+
+
+def stated_answer(text: str, problem_type: str, options: Sequence[str]) -> str | None:
+    """The letter or the number that an answer states, or None."""
+    if not is_number(problem_type):
+        return stated_letter(text, options)
+    number = stated_number(text)
+    return None if number is None else f"{number:g}"
 
 
 def _float(text: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from stillroom.evaluate.depth_metrics import mean_errors
 from stillroom.evaluate.intervals import Resampler, above_blind
 from stillroom.evaluate.metrics import Overlap, fact_overlap, is_vsi, vsi_overall, vsi_task_scores
-from stillroom.evaluate.tasks import kind_of, renderings_of
+from stillroom.evaluate.tasks import kind_of, renderings_of, score
 from stillroom.evaluate.text_overlap import (
     BLEU_ID,
     ROUGE_ID,
@@ -36,7 +36,9 @@ class RowItems:
     families: list[str]
     answers: list[str]
     scores: Float[np.ndarray, "n"]
-    understood: list[bool]
+    parsed: list[str | None]
+    # By the stricter rule; None where the scorer has none beside it.
+    corrected: list[float | None]
     margins: list[float | None]
 
     @classmethod
@@ -49,7 +51,8 @@ class RowItems:
             families=known["family"].to_pylist(),
             answers=known["answer"].to_pylist(),
             scores=np.array(known["score"].to_pylist(), dtype=np.float64),
-            understood=known["parsed"].is_valid().to_pylist(),
+            parsed=known["parsed"].to_pylist(),
+            corrected=known["corrected_score"].to_pylist(),
             margins=known["margin"].to_pylist(),
         )
 
@@ -103,6 +106,7 @@ def metric_table(
     *,
     facts_of: FactsOf,
     teacher: RowItems | None,
+    relative: bool = True,
 ) -> dict[str, Any]:
     """Whatever else a row has: text overlap, fact F1, depth errors, VSI, margins, unparsed."""
     groups = items.groups()
@@ -121,9 +125,12 @@ def metric_table(
     }
     if means:
         table["vsi"] = {"tasks": vsi_task_scores(means), "overall": vsi_overall(means)}
+        table["vsi"]["corrected"] = _vsi_corrected(items, {name: groups[name] for name in means})
+    if teacher is not None and relative:
+        table["teacher_relative"] = _teacher_relative(items, teacher, questions, resampler)
     table["by_margin"] = _by_margin(items, groups)
     table["unparsed"] = {
-        name: sum(not items.understood[i] for i in where) for name, where in groups.items()
+        name: sum(items.parsed[i] is None for i in where) for name, where in groups.items()
     }
     return table
 
@@ -177,6 +184,42 @@ def _against(
         "rouge": _rouge_table(rouges, scenes, resampler),
         "bleu": bleu(said, [[w] for w in taught]),
     }
+
+
+def _vsi_corrected(items: RowItems, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """VSI-Bench's figures by the stricter reading of the answers."""
+    means = {}
+    for name, where in groups.items():
+        known = [score for i in where if (score := items.corrected[i]) is not None]
+        if known:
+            means[name] = float(np.mean(known))
+    return {"tasks": vsi_task_scores(means), "overall": vsi_overall(means)}
+
+
+def _teacher_relative(
+    items: RowItems, teacher: RowItems, questions: Mapping[str, Question], resampler: Resampler
+) -> dict[str, Any]:
+    """{"overall" | FAMILY: score} of the answers with the teacher's taken for the truth.
+
+    Questions to which the teacher gave no answer that can be understood are left out; ``n`` says
+    how many were counted.
+    """
+    if items.question_ids != teacher.question_ids:
+        raise ValueError("student and teacher were not asked the same questions")
+    scores: dict[int, float] = {}
+    for i, (key, taught) in enumerate(zip(items.question_ids, teacher.parsed, strict=True)):
+        if taught is not None:
+            told = replace(questions[key], answer=taught, renderings=(), facts=())
+            scored = score(told, items.answers[i]).score
+            if scored is not None:
+                scores[i] = scored
+    table = {}
+    for name, where in items.groups().items():
+        known = [i for i in where if i in scores]
+        if known:
+            scenes = [items.scene_ids[i] for i in known]
+            table[name] = asdict(resampler.mean(np.array([scores[i] for i in known]), scenes))
+    return table
 
 
 def _rouge_table(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stillroom.evaluate.letters import stated_letter
 from stillroom.evaluate.metrics import mean_relative_accuracy
+from stillroom.evaluate.numbers import stated_number
 from stillroom.evaluate.text_overlap import best_rouge
 from stillroom.records import Question
 from stillroom.text.answers import (
@@ -33,11 +35,16 @@ SCORERS: dict[Kind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What was understood (None: nothing) and its score; None where no truth is known."""
+    """What was understood (None: nothing) and its score; None where no truth is known.
+
+    ``corrected_*``: the same by our stricter rule, where the scorer is a published one.
+    """
 
     parsed: str | None
     score: float | None
     scorer: str
+    corrected_parsed: str | None = None
+    corrected_score: float | None = None
 
 
 def kind_of(question: Question) -> Kind:
@@ -59,7 +66,14 @@ def score(question: Question, text: str) -> Scored:
     """The answer's score; what cannot be parsed is wrong, never left out."""
     kind = kind_of(question)
     parsed, value = _RULES[kind](question, text)
-    return Scored(parsed=parsed, score=value, scorer=SCORERS[kind])
+    understood, corrected = _CORRECTED[kind](question, text) if kind in _CORRECTED else (None, None)
+    return Scored(
+        parsed=parsed,
+        score=value,
+        scorer=SCORERS[kind],
+        corrected_parsed=understood,
+        corrected_score=corrected,
+    )
 
 
 def renderings_of(question: Question) -> tuple[str, ...]:
@@ -78,18 +92,37 @@ def _option(question: Question, text: str) -> tuple[str | None, float]:
 def _letter(question: Question, text: str) -> tuple[str | None, float]:
     letter = official_letter(text)
     known = [spoken(question.options, i) for i in range(len(question.options))]
+    return letter if letter in known else None, float(letter == _true_letter(question, known))
+
+
+def _stated_letter(question: Question, text: str) -> tuple[str | None, float]:
+    known = [spoken(question.options, i) for i in range(len(question.options))]
+    letter = stated_letter(text, _bare(question))
+    return letter, float(letter is not None and letter == _true_letter(question, known))
+
+
+def _true_letter(question: Question, known: Sequence[str]) -> str:
     truth = official_letter(question.answer)
-    if truth not in known:
-        # The store may hold the option's text instead of its letter.
-        bare = [option.split(maxsplit=1)[1] for option in question.options]
-        index = option_index(question.answer, bare)
-        truth = known[index] if index is not None else truth
-    return letter if letter in known else None, float(letter == truth)
+    if truth in known:
+        return truth
+    # The store may hold the option's text instead of its letter.
+    index = option_index(question.answer, _bare(question))
+    return known[index] if index is not None else truth
+
+
+def _bare(question: Question) -> list[str]:
+    return [option.split(maxsplit=1)[1] for option in question.options]
 
 
 def _number(question: Question, text: str) -> tuple[str | None, float]:
     number = official_number(text)
     truth = official_number(question.answer)
+    assert truth is not None, "kind_of calls a question a number only where its answer is one"
+    return None if number is None else f"{number:g}", mean_relative_accuracy(number, truth)
+
+
+def _stated_number(question: Question, text: str) -> tuple[str | None, float]:
+    number, truth = stated_number(text), official_number(question.answer)
     assert truth is not None, "kind_of calls a question a number only where its answer is one"
     return None if number is None else f"{number:g}", mean_relative_accuracy(number, truth)
 
@@ -115,4 +148,9 @@ _RULES: dict[Kind, Callable[[Question, str], tuple[str | None, float | None]]] =
     "description": _description,
     "text": _text,
     "unknown": _unknown,
+}
+#: The stricter rules beside the published ones.
+_CORRECTED: dict[Kind, Callable[[Question, str], tuple[str | None, float | None]]] = {
+    "letter": _stated_letter,
+    "number": _stated_number,
 }

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from stillroom.evaluate.letters import first_piece, stated_letter
+from stillroom.evaluate.letters import first_piece, stated_letter, vsi_letter
 from stillroom.evaluate.letters_vlmevalkit import spatial_match
 from stillroom.evaluate.metrics import (
     VSI_CHOICE_TASKS,
@@ -52,11 +52,22 @@ def answer_score(
         wanted = official_number(truth)
         said = NUMBER_RULES[f"vsi-mra/{rule}"](text)
         return 0.0 if wanted is None else mean_relative_accuracy(said, wanted)
-    if rule == "stillroom-1":
-        return float(stated_letter(text, options) == truth.strip().upper())
-    if rule == "vlmevalkit-2026-08":
-        return float((spatial_match(text, options) or "").lower() == truth.strip().lower())
+    if rule in ("stillroom-1", "vlmevalkit-2026-08"):
+        letter = understood(question_type, text, options, rule)
+        return float(letter == truth.strip().upper())
     return float(first_piece(text).lower() == truth.lower())
+
+
+def understood(question_type: str, text: str, options: Sequence[str], rule: Rule) -> str | None:
+    """The number or the letter that a rule reads in an answer; None where it reads none."""
+    if question_type in NUMBER_TYPES:
+        number = NUMBER_RULES[f"vsi-mra/{rule}"](text)
+        return None if number is None else f"{number:g}"
+    if rule == "stillroom-1":
+        return stated_letter(text, options)
+    if rule == "vlmevalkit-2026-08":
+        return spatial_match(text, options)
+    return vsi_letter(text, options)
 
 
 def table(question_types: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
@@ -73,10 +84,19 @@ def table(question_types: Sequence[str], scores: Sequence[float]) -> dict[str, f
     return {"overall": overall, **official_names(vsi_task_scores(means))}
 
 
+#: Task -> the name under which the release prints it, in its order.
+FIGURE_OF = {
+    **{task: f"{task}_MRA:.5:.95:.05" for task in VSI_NUMBER_TASKS},
+    **{task: f"{task}_accuracy" for task in VSI_CHOICE_TASKS},
+}
+
+
 def official_names(tasks: Mapping[str, float]) -> dict[str, float]:
     """Task scores under the names and in the order in which the release prints them."""
-    named = {
-        **{task: f"{task}_MRA:.5:.95:.05" for task in VSI_NUMBER_TASKS},
-        **{task: f"{task}_accuracy" for task in VSI_CHOICE_TASKS},
-    }
-    return {name: tasks[task] for task, name in named.items() if task in tasks}
+    return {name: tasks[task] for task, name in FIGURE_OF.items() if task in tasks}
+
+
+def task_of(question_type: str) -> str:
+    """The task that a type of question belongs to: the levels of relative direction are one."""
+    direction = "object_rel_direction"
+    return direction if question_type.startswith(f"{direction}_") else question_type

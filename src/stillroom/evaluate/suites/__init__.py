@@ -16,6 +16,7 @@ SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
         vsibench.SUITE,
+        vsibench.DEBIASED,
         threedsrbench.SUITE,
         spatialbench.SUITE,
         rooms.SCANQA,

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from stillroom.evaluate.run import PLAIN_PROMPT
 from stillroom.evaluate.suites.base import Item, Suite, find_files
 from stillroom.records import BadInputError, Question, Scene, View, content_hash
 from stillroom.scenes.store import (
@@ -148,7 +149,7 @@ def attach_suite(
     settings: dict[str, object] = {
         "suite": suite.name,
         "revision": revision(suite, data),
-        "prompt": suite.prompt_id if official_prompt else "plain",
+        "prompt": suite.prompt_id if official_prompt else PLAIN_PROMPT,
         "frames": FRAME_RULE,
     }
     if not official_prompt:

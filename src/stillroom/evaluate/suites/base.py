@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stillroom.evaluate.suites.figures import Figures
 from stillroom.records import BadInputError, Question, content_hash
 
 #: What a reader makes of one line of a published file.
@@ -42,19 +43,68 @@ Table = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Column:
+    """One way of scoring: what is read in an answer, its score, the figures of a run."""
+
+    # Figure, or how its name begins -> the scorer behind it, with its version; "item" for the
+    # score of one answer, "" for all others.
+    scorers: Mapping[str, str]
+    # What the rule understood; None where it understood nothing.
+    parse: Callable[[Item, str], str | None]
+    # The score of one answer, 0..1.
+    score: Callable[[Item, str], float]
+    figures: Callable[[Sequence[Item], Sequence[str]], Figures]
+
+    def scorer_of(self, figure: str) -> str:
+        """The scorer behind a figure, by the longest name that it begins with."""
+        fitting = [name for name in self.scorers if figure.startswith(name)]
+        return self.scorers[max(fitting, key=len)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A benchmark."""
+    """A benchmark. Its first column is "official", the headline; the last is "corrected"."""
 
     name: str
     # Published file names, as patterns; the first that is there is read.
     files: tuple[str, ...]
     read: Callable[[Path], list[Item]]
-    # The headline's score of one answer, 0..1, by the published rule.
-    score: Callable[[Item, str], float]
-    table: Callable[[Sequence[Item], Sequence[str]], Table]
-    # Column or figure -> the scorer behind it, with its version.
-    scorers: Mapping[str, str]
+    columns: Mapping[str, Column]
     prompt_id: str
+
+    def score(self, item: Item, text: str) -> float:
+        """The headline's score of one answer, by the published rule."""
+        return self.columns["official"].score(item, text)
+
+    def table(self, items: Sequence[Item], answers: Sequence[str]) -> Table:
+        """Every figure of every column."""
+        return {
+            name: {key: one.value for key, one in column.figures(items, answers).items()}
+            for name, column in self.columns.items()
+        }
+
+
+#: The figures of a run from its items' scores.
+FiguresOf = Callable[[Sequence[Item], Sequence[float]], Figures]
+
+
+def item_column(
+    scorer: str,
+    parse: Callable[[Item, str], str | None],
+    score: Callable[[Item, str], float],
+    figures: FiguresOf,
+) -> Column:
+    """A column whose figures are made of its items' scores alone."""
+
+    def of_answers(items: Sequence[Item], answers: Sequence[str]) -> Figures:
+        return figures(items, [score(i, text) for i, text in zip(items, answers, strict=True)])
+
+    return Column(scorers={"": scorer}, parse=parse, score=score, figures=of_answers)
+
+
+def scenes_of(items: Sequence[Item]) -> list[str]:
+    """The scene of each item."""
+    return [item.question.scene_id for item in items]
 
 
 def made_question(
@@ -209,22 +259,3 @@ def lettered_options(texts: Sequence[str]) -> tuple[str, ...]:
 def bare_options(item: Item) -> list[str]:
     """The texts of an item's options."""
     return [bare(option) for option in item.question.options]
-
-
-def mean(values: Sequence[float]) -> float:
-    """Mean of at least one score.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if not values:
-        raise ValueError("no answer was scored: a mean over nothing has no value")
-    return sum(values) / len(values)
-
-
-def means_by(keys: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Mean of the values of each key, keys sorted."""
-    grouped: dict[str, list[float]] = {}
-    for key, value in zip(keys, values, strict=True):
-        grouped.setdefault(key, []).append(value)
-    return {key: mean(grouped[key]) for key in sorted(grouped)}

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stillroom.evaluate.flip_groups import grouped_accuracy
 from stillroom.evaluate.suites.base import (
+    FiguresOf,
     Item,
     RowData,
     Suite,
@@ -15,13 +15,20 @@ from stillroom.evaluate.suites.base import (
     find_files,
     lettered_options,
     made_question,
-    mean,
-    means_by,
     picture,
     read_rows,
+    scenes_of,
     text_of,
 )
-from stillroom.evaluate.suites.choices import CORRECTED_ID, Figures, official_score, two_columns
+from stillroom.evaluate.suites.choices import letter_columns
+from stillroom.evaluate.suites.figures import (
+    Figures,
+    grouped_figure,
+    mean_figure,
+    means_by,
+    nested_mean,
+    positions,
+)
 from stillroom.records import BadInputError, content_hash
 
 _LETTER_NOTE = (
@@ -95,12 +102,24 @@ def read_blink(data: Path) -> list[Item]:
     return items
 
 
-def _blink_figures(items: Sequence[Item], right: Sequence[float]) -> dict[str, float]:
-    by_task = means_by([item.question.family for item in items], right)
-    spatial = [by_task[task] for task in BLINK_SPATIAL if task in by_task]
+def _blink_figures(items: Sequence[Item], scores: Sequence[float]) -> Figures:
+    tasks = _parts([item.question.family for item in items], items, scores)
     # The group is named only where all of it was asked.
-    whole = {"spatial": mean(spatial)} if len(spatial) == len(BLINK_SPATIAL) else {}
-    return {"items": mean(right), **whole, **by_task}
+    whole = {}
+    if set(BLINK_SPATIAL) <= set(tasks):
+        whole["spatial"] = nested_mean([[tasks[task]] for task in BLINK_SPATIAL])
+    return {**whole, **_by_family(items, scores)}
+
+
+def _parts(
+    keys: Sequence[str], items: Sequence[Item], scores: Sequence[float]
+) -> dict[str, tuple[list[float], list[str]]]:
+    """The scores and scenes of each key."""
+    scenes = scenes_of(items)
+    return {
+        key: ([scores[i] for i in where], [scenes[i] for i in where])
+        for key, where in positions(keys).items()
+    }
 
 
 def read_cvbench(data: Path) -> list[Item]:
@@ -128,15 +147,15 @@ def read_cvbench(data: Path) -> list[Item]:
     return items
 
 
-def _cvbench_figures(items: Sequence[Item], right: Sequence[float]) -> dict[str, float]:
+def _cvbench_figures(items: Sequence[Item], scores: Sequence[float]) -> Figures:
     """Official overall: 1/2 ((ADE20K + COCO) / 2 + Omni3D); not the mean over items."""
-    by_source = means_by([item.details["source"] for item in items], right)
-    by_task = means_by([item.question.family for item in items], right)
-    overall = {}
-    if {"ADE20K", "COCO", "Omni3D"} <= set(by_source):
-        flat = (by_source["ADE20K"] + by_source["COCO"]) / 2
-        overall["overall"] = (flat + by_source["Omni3D"]) / 2
-    return {**overall, "items": mean(right), **by_source, **by_task}
+    sources = [item.details["source"] for item in items]
+    parts, overall = _parts(sources, items, scores), {}
+    if {"ADE20K", "COCO", "Omni3D"} <= set(parts):
+        tasks = [[parts["ADE20K"], parts["COCO"]], [parts["Omni3D"]]]
+        overall["overall"] = nested_mean(tasks)
+    by_source = means_by(sources, scores, scenes_of(items))
+    return {**overall, **_by_family(items, scores), **by_source}
 
 
 def read_mmvp(data: Path) -> list[Item]:
@@ -172,10 +191,9 @@ def _bracketed(text: str) -> list[str]:
     return [part.strip() for part in parts[2::2]]
 
 
-def _mmvp_figures(items: Sequence[Item], right: Sequence[float]) -> dict[str, float]:
-    pairs = [item.details["pair"] for item in items]
-    hits = [bool(hit) for hit in right]
-    return {"pairs": grouped_accuracy(pairs, hits), "items": mean(right)}
+def _mmvp_figures(items: Sequence[Item], scores: Sequence[float]) -> Figures:
+    pairs, scenes = [item.details["pair"] for item in items], scenes_of(items)
+    return {"pairs": grouped_figure(pairs, scores, scenes), "items": mean_figure(scores, scenes)}
 
 
 def read_vstar(data: Path) -> list[Item]:
@@ -238,8 +256,10 @@ def _inline_options(text: str) -> tuple[str, list[str]]:
     return question.strip(), [bare(part.strip().rstrip(",").strip()) for part in parts[2::2]]
 
 
-def _by_family(items: Sequence[Item], right: Sequence[float]) -> dict[str, float]:
-    return {"items": mean(right), **means_by([item.question.family for item in items], right)}
+def _by_family(items: Sequence[Item], scores: Sequence[float]) -> Figures:
+    scenes = scenes_of(items)
+    families = [item.question.family for item in items]
+    return {"items": mean_figure(scores, scenes), **means_by(families, scores, scenes)}
 
 
 def _choice_suite(
@@ -247,16 +267,14 @@ def _choice_suite(
     files: tuple[str, ...],
     read: Callable[[Path], list[Item]],
     rule: str,
-    figures: Figures,
+    figures: FiguresOf,
     prompt_id: str,
 ) -> Suite:
     return Suite(
         name=name,
         files=files,
         read=read,
-        score=official_score(rule),
-        table=two_columns(rule, figures),
-        scorers={"official": rule, "corrected": CORRECTED_ID},
+        columns=letter_columns(rule, figures),
         prompt_id=prompt_id,
     )
 

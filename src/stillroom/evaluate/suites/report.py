@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stillroom.evaluate.coco_java import missing as meteor_missing
-from stillroom.evaluate.intervals import Resampler
+from stillroom.evaluate.intervals import Resampler, above_blind, interval_of
 from stillroom.evaluate.suites import read_items
 from stillroom.evaluate.suites.attach import attach_suite
-from stillroom.evaluate.suites.base import Item, Suite
+from stillroom.evaluate.suites.base import Column, Item, Suite, scenes_of
+from stillroom.evaluate.suites.figures import Figure, Figures
 from stillroom.evaluate.tasks import Scored
 from stillroom.records import Question
 from stillroom.scenes.store import SceneStore, open_store, write_atomically
@@ -38,16 +40,39 @@ def prepare(
 
 
 def scorer_of(suite: Suite, items: Sequence[Item]) -> Callable[[Question, str], Scored]:
-    """How the runner scores one answer: the suite's headline rule."""
+    """How the runner scores one answer: the suite's headline rule, and the corrected one beside."""
     by_id = {item.question.question_id: item for item in items}
-    name = next(iter(suite.scorers.values()))
+    official, corrected = suite.columns["official"], suite.columns["corrected"]
 
     def score(question: Question, text: str) -> Scored:
-        said = " ".join(text.split())
-        value = suite.score(by_id[question.question_id], text)
-        return Scored(parsed=said or None, score=value, scorer=name)
+        item = by_id[question.question_id]
+        return Scored(
+            parsed=official.parse(item, text),
+            score=official.score(item, text),
+            scorer=official.scorer_of("item"),
+            corrected_parsed=corrected.parse(item, text),
+            corrected_score=corrected.score(item, text),
+        )
 
     return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What one row said, in the order of the items."""
+
+    items: list[Item]
+    texts: list[str]
+    frames: int | None
+
+    @classmethod
+    def of(cls, lines: Sequence[Mapping[str, Any]], by_id: Mapping[str, Item]) -> _Answers:
+        looked = [len(line["frames"]) for line in lines if line["frames"] is not None]
+        return cls(
+            items=[by_id[line["question_id"]] for line in lines],
+            texts=[line["answer"] for line in lines],
+            frames=max(looked, default=None),
+        )
 
 
 def add_tables(
@@ -57,33 +82,124 @@ def add_tables(
     missing: Sequence[str],
     store: SceneStore,
     out: Path,
+    *,
+    decoding: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """The results with ``rows.ROW.metrics.suite``, as written to ``out/results.json``."""
+    """The results with ``rows.ROW.metrics.suite``, as written to ``out/results.json``.
+
+    ``decoding`` says for a row how its answers were drawn, where that is known.
+    """
     by_id = {item.question.question_id: item for item in items}
-    table = pq.read_table(out / "items.parquet").to_pylist()
-    resampler: Resampler | None = None
+    lines = pq.read_table(out / "items.parquet").to_pylist()
+    said = {
+        row: _Answers.of([line for line in lines if line["model"] == row], by_id)
+        for row in results["rows"]
+    }
+    meta, settings = results["meta"], store.manifest["settings"]
+    scenes = scenes_of(next(iter(said.values())).items)
+    resampler = Resampler(scenes, rng=np.random.default_rng(0))
+    teacher, blind = said.get(meta["teacher"]), said.get(meta["blind"])
+    about = {key: settings[key] for key in ("revision", "prompt")}
     for row, entry in results["rows"].items():
-        mine = [line for line in table if line["model"] == row]
-        scenes = [line["scene_id"] for line in mine]
-        resampler = resampler or Resampler(scenes, rng=np.random.default_rng(0))
-        answers = [line["answer"] for line in mine]
-        asked = [by_id[line["question_id"]] for line in mine]
-        scores = np.array([line["score"] for line in mine], dtype=np.float64)
-        entry["metrics"]["suite"] = {
-            "columns": suite.table(asked, answers),
-            "scorers": dict(suite.scorers),
-            "items": asdict(resampler.mean(scores, scenes)),
-            "empty_answers": sum(not text.strip() for text in answers),
+        made = {
+            "benchmark": suite.name,
+            **about,
+            "frames": said[row].frames,
+            "frame_rule": settings["frames"],
+            "decoding": decoding.get(row),
         }
-    settings = store.manifest["settings"]
+        kept = None if row in (meta["teacher"], "truth") else teacher
+        table = [
+            made | line
+            for name in suite.columns
+            for line in _column_lines(suite, name, said[row], kept, blind, resampler)
+        ]
+        columns: dict[str, dict[str, float]] = {}
+        for line in table:
+            columns.setdefault(line["column"], {})[line["figure"]] = line["score"]
+        entry["metrics"]["suite"] = {
+            "columns": columns,
+            "table": table,
+            "empty_answers": sum(not text.strip() for text in said[row].texts),
+        }
     results["meta"]["suite"] = {
         "name": suite.name,
-        **{key: settings[key] for key in ("revision", "prompt", "frames")},
+        **about,
+        "frames": settings["frames"],
         "missing_scenes": list(missing),
         "meteor": meteor_missing() or "there",
     }
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     return results
+
+
+def _column_lines(
+    suite: Suite,
+    name: str,
+    said: _Answers,
+    teacher: _Answers | None,
+    blind: _Answers | None,
+    resampler: Resampler,
+) -> list[dict[str, Any]]:
+    """One line per figure of a column: against the truth, against the teacher, what is kept."""
+    column = suite.columns[name]
+    figures = column.figures(said.items, said.texts)
+    unparsed = sum(
+        column.parse(i, text) is None for i, text in zip(said.items, said.texts, strict=True)
+    )
+    taught = {} if teacher is None else column.figures(teacher.items, teacher.texts)
+    guessed = {} if blind is None else column.figures(blind.items, blind.texts)
+    told = {} if teacher is None else _against(column, said, teacher)
+    found = []
+    for key, figure in figures.items():
+        kept = None
+        if key in taught:
+            kept = _retention(figure, taught[key], guessed.get(key), resampler)
+        found.append(
+            {
+                "column": name,
+                "figure": key,
+                "scorer": column.scorer_of(key),
+                **_estimate(figure, resampler),
+                "unparsed": unparsed,
+                "retention": kept,
+                "teacher_relative": _estimate(told[key], resampler) if key in told else None,
+            }
+        )
+    return found
+
+
+def _against(column: Column, said: _Answers, teacher: _Answers) -> Figures:
+    """The figures with what the teacher said for the truth, where it said something."""
+    told, texts = [], []
+    for item, text, taught in zip(said.items, said.texts, teacher.texts, strict=True):
+        answer = column.parse(item, taught)
+        if answer is not None:
+            question = replace(item.question, answer=answer, renderings=())
+            told.append(replace(item, question=question))
+            texts.append(text)
+    return column.figures(told, texts) if told else {}
+
+
+def _estimate(figure: Figure, resampler: Resampler) -> dict[str, Any]:
+    low, high = interval_of(figure.drawn(resampler))
+    return {"score": figure.value, "low": low, "high": high, "n": len(figure.scenes)}
+
+
+def _retention(
+    student: Figure, teacher: Figure, blind: Figure | None, resampler: Resampler
+) -> dict[str, Any]:
+    """Student over teacher, both against the truth, drawn together; and above the blind row."""
+    if teacher.value <= 0:
+        return {"score": None, "low": None, "high": None, "above_blind": None}
+    mine, theirs = student.drawn(resampler), teacher.drawn(resampler)
+    ratios = None
+    if mine is not None and theirs is not None:
+        drawn = theirs > 0
+        ratios = mine[drawn] / theirs[drawn]
+    low, high = interval_of(ratios)
+    kept = None if blind is None else above_blind(student.value, teacher.value, blind.value)
+    return {"score": student.value / teacher.value, "low": low, "high": high, "above_blind": kept}
 
 
 def missing_line(missing: Sequence[str]) -> list[str]:
@@ -95,19 +211,68 @@ def missing_line(missing: Sequence[str]) -> list[str]:
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:
-    """The tables for a terminal: a line per figure, a column per rule, fractions."""
+    """The tables for a terminal: a line per figure and column, fractions with their intervals."""
     about = results["meta"]["suite"]
     found = [f"{about['name']}, files {about['revision']}, prompt {about['prompt']}"]
     found += missing_line(about["missing_scenes"])
     for row, entry in results["rows"].items():
         suite = entry["metrics"]["suite"]
-        columns = suite["columns"]
-        found.append(f"{row} ({suite['items']['n']} items, {suite['empty_answers']} empty answers)")
-        figures = dict.fromkeys(name for column in columns.values() for name in column)
-        found.append("  " + " ".join(["figure".ljust(40), *(name.rjust(12) for name in columns)]))
-        for name in figures:
-            values = [columns[column].get(name) for column in columns]
-            cells = ["-" if value is None else f"{value:.4f}" for value in values]
-            found.append("  " + " ".join([name.ljust(40), *(cell.rjust(12) for cell in cells)]))
-        found += [f"  scorer of {name}: {scorer}" for name, scorer in suite["scorers"].items()]
+        table = suite["table"]
+        relative = any(line["retention"] or line["teacher_relative"] for line in table)
+        first = table[0]
+        frames = "frames not recorded" if first["frames"] is None else f"{first['frames']} frames"
+        decoded = first["decoding"] or "no decoding"
+        found += ["", f"{row}: {frames}, {decoded}, {suite['empty_answers']} empty answers"]
+        heads = ["against truth", "n", "unparsed"]
+        heads += ["retention", "against teacher"] if relative else []
+        found.append(_line("figure", "column", [*heads, "scorer"], relative))
+        for line in table:
+            cells = [_between(line), str(line["n"]), str(line["unparsed"])]
+            if relative:
+                cells += [_between(line["retention"]), _between(line["teacher_relative"])]
+            found.append(_line(line["figure"], line["column"], [*cells, line["scorer"]], relative))
     return found
+
+
+def _line(figure: str, column: str, cells: Sequence[str], relative: bool) -> str:
+    widths = [22, 6, 8, 22, 22] if relative else [22, 6, 8]
+    padded = [cell.rjust(width) for cell, width in zip(cells, widths)]
+    return "  " + "  ".join([figure.ljust(40), column.ljust(10), *padded, cells[-1]])
+
+
+def _between(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry["score"] is None:
+        return "-"
+    between = "" if entry["low"] is None else f" ({entry['low']:.3f}-{entry['high']:.3f})"
+    return f"{entry['score']:.4f}{between}"
+
+
+def html_table(results: Mapping[str, Any]) -> str:
+    """The same for ``report.html``; "" where no benchmark was asked."""
+    about = results["meta"].get("suite")
+    if not about:
+        return ""
+    text = (
+        f'<p class="note">{escape(about["name"])}, files {about["revision"]}, prompt '
+        f"{escape(about['prompt'])}. <i>official</i> is the published scorer with its traps, "
+        "<i>corrected</i> the same without them. Fractions with their 95 % interval over scenes; "
+        "retention is the score over the teacher's, against teacher the score with the teacher's "
+        "answers for the truth.</p>"
+    )
+    heads = ["figure", "column", "against truth", "n", "unparsed", "retention", "above blind"]
+    heads += ["against teacher", "scorer"]
+    for row, entry in results["rows"].items():
+        body = ""
+        for line in entry["metrics"]["suite"]["table"]:
+            kept = line["retention"]
+            above = kept["above_blind"] if kept else None
+            cells = [line["figure"], line["column"], _between(line), line["n"], line["unparsed"]]
+            cells += [_between(kept), "-" if above is None else f"{above:.3f}"]
+            cells += [_between(line["teacher_relative"]), line["scorer"]]
+            body += "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+        head = "".join(f"<th>{name}</th>" for name in heads)
+        text += (
+            f'<h3>{escape(row)}</h3><div class="wide"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+    return text

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from stillroom.evaluate.captions import (
     BLEU_ID,
     CIDER_ID,
     ROUGE_L_ID,
-    coco_bleu,
+    bleu_counts,
+    bleu_of,
     coco_cider,
     coco_rouge_l,
 )
 from stillroom.evaluate.coco_java import METEOR_ID, meteor, missing
 from stillroom.evaluate.exact_match import (
+    EM_CORRECTED_EM_ID,
     EM_CORRECTED_ID,
     EM_ID,
     EM_REFINED_ID,
@@ -27,20 +30,27 @@ from stillroom.evaluate.exact_match import (
     sqa3d_type,
 )
 from stillroom.evaluate.ptb import PTB_ID, ptb_words
-from stillroom.evaluate.scan2cap import SCAN2CAP_ID, Caption, scan2cap_scores
+from stillroom.evaluate.scan2cap import SCAN2CAP_ID, Caption, Framed, compared
 from stillroom.evaluate.suites.base import (
+    Column,
     Item,
     RowData,
     Suite,
-    Table,
     find_files,
     made_question,
-    mean,
-    means_by,
     read_rows,
+    scenes_of,
     text_of,
 )
+from stillroom.evaluate.suites.figures import (
+    Figure,
+    Figures,
+    corpus_figure,
+    mean_figure,
+    means_by,
+)
 from stillroom.records import BadInputError
+from stillroom.text.scanqa import clean_answer
 
 SCANQA_FILES = ("ScanQA*val*.json", "*scanqa*val*question*.json*", "ScanQA*.json")
 SQA3D_FILES = ("*sqa*question*test*.json", "*balanced_questions_test*.json", "*questions*.json")
@@ -175,8 +185,6 @@ def references_of(item: Item) -> list[str]:
 
 
 def _matched(items: Sequence[Item], answers: Sequence[str]) -> list[Matched]:
-    if not items:
-        raise ValueError("no answer was scored: a mean over nothing has no value")
     return [exact_match(t, references_of(i)) for i, t in zip(items, answers, strict=True)]
 
 
@@ -184,64 +192,113 @@ def _em(item: Item, text: str) -> float:
     return float(exact_match(text, references_of(item)).em)
 
 
-def scanqa_table(items: Sequence[Item], answers: Sequence[str]) -> Table:
-    """EM@1, refined EM, and the caption scores on the cleaned text; METEOR where java is there.
+def _em_corrected(item: Item, text: str) -> float:
+    return _em(item, text) if says_something(clean_answer(text)) else 0.0
 
-    Corrected: no answer without a word is right, and such an answer scores 0 in every mean over
-    items. BLEU and METEOR of a corpus have no trap of this kind and stand in the first column.
-    """
-    matched = _matched(items, answers)
-    said = [ptb_words(one.cleaned) for one in matched]
-    known = [[ptb_words(reference) for reference in one.references] for one in matched]
-    rouge, cider = coco_rouge_l(said, known), coco_cider(said, known)
-    exact = {"EM@1": mean([float(one.em) for one in matched])}
-    official = exact | {"EM-R": mean([float(one.em_refined) for one in matched])}
-    official |= {f"BLEU-{n}": value for n, value in enumerate(coco_bleu(said, known), start=1)}
-    official |= {"ROUGE-L": mean(rouge), "CIDEr": mean(cider)}
+
+def _cleaned(item: Item, text: str) -> str | None:
+    """The answer as it is compared; None where it holds no letter and no digit."""
+    cleaned = clean_answer(text)
+    return cleaned if says_something(cleaned) else None
+
+
+def scanqa_figures(items: Sequence[Item], answers: Sequence[str]) -> Figures:
+    """EM@1, refined EM, and the caption scores on the cleaned text; METEOR where java is there."""
+    matched, scenes = _matched(items, answers), scenes_of(items)
+    said, known = _words(matched)
+    found = {
+        "EM@1": mean_figure([float(one.em) for one in matched], scenes),
+        "EM-R": mean_figure([float(one.em_refined) for one in matched], scenes),
+        **_bleu_figures(bleu_counts(said, known), scenes),
+        "ROUGE-L": mean_figure(coco_rouge_l(said, known), scenes),
+        "CIDEr": mean_figure(coco_cider(said, known), scenes),
+    }
     if not missing():
         texts = [[" ".join(words) for words in one] for one in known]
-        official["METEOR"] = meteor([" ".join(words) for words in said], texts)[0]
+        score = meteor([" ".join(words) for words in said], texts)[0]
+        found["METEOR"] = corpus_figure(score, scenes)
+    return found
+
+
+def scanqa_corrected(items: Sequence[Item], answers: Sequence[str]) -> Figures:
+    """No answer without a word is right, and such an answer scores 0 in every mean over items.
+
+    BLEU and METEOR of a corpus have no trap of this kind and stand in the first column alone.
+    """
+    matched, scenes = _matched(items, answers), scenes_of(items)
+    said, known = _words(matched)
     speaks = np.array([says_something(one.cleaned) for one in matched], dtype=float)
-    corrected = exact | {
-        "EM-R": mean([float(one.em_refined_corrected) for one in matched]),
-        "ROUGE-L": float(np.mean(speaks * rouge)),
-        "CIDEr": float(np.mean(speaks * cider)),
+    exact = np.array([float(one.em) for one in matched])
+    return {
+        "EM@1": mean_figure((speaks * exact).tolist(), scenes),
+        "EM-R": mean_figure([float(one.em_refined_corrected) for one in matched], scenes),
+        "ROUGE-L": mean_figure((speaks * coco_rouge_l(said, known)).tolist(), scenes),
+        "CIDEr": mean_figure((speaks * coco_cider(said, known)).tolist(), scenes),
     }
-    return {"official": official, "corrected": corrected}
 
 
-def sqa3d_table(items: Sequence[Item], answers: Sequence[str]) -> Table:
-    """EM@1 and refined EM, overall and for the six types that were asked."""
-    matched = _matched(items, answers)
-    kinds = [item.details["question_type"] for item in items]
+def _words(matched: Sequence[Matched]) -> tuple[list[list[str]], list[list[list[str]]]]:
+    said = [ptb_words(one.cleaned) for one in matched]
+    return said, [[ptb_words(reference) for reference in one.references] for one in matched]
 
-    def figures(refined: Sequence[bool]) -> dict[str, float]:
-        exact, loose = [float(one.em) for one in matched], [float(hit) for hit in refined]
+
+def _bleu_figures(counts: Float[np.ndarray, "n 10"], scenes: Sequence[str]) -> Figures:
+    def of_order(order: int) -> Figure:
+        return Figure(
+            stats=counts, scenes=tuple(scenes), of=lambda sums: bleu_of(sums)[..., order - 1]
+        )
+
+    return {f"BLEU-{order}": of_order(order) for order in (1, 2, 3, 4)}
+
+
+def _sqa3d_figures(
+    exactly: Callable[[Matched], bool], refined: Callable[[Matched], bool]
+) -> Callable[[Sequence[Item], Sequence[str]], Figures]:
+    """EM@1 and refined EM, overall and for each of the six types that was asked."""
+
+    def figures(items: Sequence[Item], answers: Sequence[str]) -> Figures:
+        matched, scenes = _matched(items, answers), scenes_of(items)
+        kinds = [item.details["question_type"] for item in items]
+        exact = [float(exactly(one)) for one in matched]
+        loose = [float(refined(one)) for one in matched]
         return {
-            "EM@1": mean(exact),
-            "EM-R": mean(loose),
-            **{f"EM@1 {kind}": value for kind, value in means_by(kinds, exact).items()},
-            **{f"EM-R {kind}": value for kind, value in means_by(kinds, loose).items()},
+            "EM@1": mean_figure(exact, scenes),
+            "EM-R": mean_figure(loose, scenes),
+            **means_by(kinds, exact, scenes, name="EM@1 {}"),
+            **means_by(kinds, loose, scenes, name="EM-R {}"),
         }
 
-    return {
-        "official": figures([one.em_refined for one in matched]),
-        "corrected": figures([one.em_refined_corrected for one in matched]),
-    }
+    return figures
 
 
-def scan2cap_table(items: Sequence[Item], answers: Sequence[str]) -> Table:
-    """CIDEr, BLEU-4, ROUGE-L and METEOR at IoU 0.5, every box taken as met."""
-    scores = scan2cap_scores(
+def _captioned(items: Sequence[Item], answers: Sequence[str]) -> Framed:
+    return compared(
         [
             Caption(text=text, references=tuple(references_of(item)), iou=1.0)
             for item, text in zip(items, answers, strict=True)
         ]
     )
-    mended = {name: value for name, value in scores.items() if name.endswith(" corrected")}
+
+
+def scan2cap_figures(items: Sequence[Item], answers: Sequence[str]) -> Figures:
+    """CIDEr, BLEU-4, ROUGE-L and METEOR at IoU 0.5, every box taken as met."""
+    found, scenes = _captioned(items, answers), scenes_of(items)
+    figures = {
+        "CIDEr@0.5": mean_figure(found.cider.tolist(), scenes),
+        "BLEU-4@0.5": _bleu_figures(found.bleu, scenes)["BLEU-4"],
+        "ROUGE-L@0.5": mean_figure(found.rouge.tolist(), scenes),
+    }
+    if not missing():
+        figures["METEOR@0.5"] = corpus_figure(meteor(found.said, found.known)[0], scenes)
+    return figures
+
+
+def scan2cap_corrected(items: Sequence[Item], answers: Sequence[str]) -> Figures:
+    """An empty caption scores 0, and doubled spaces do not count."""
+    found, scenes = _captioned(items, answers), scenes_of(items)
     return {
-        "official": {f"{n}@0.5": value for n, value in scores.items() if n not in mended},
-        "corrected": {f"{n.removesuffix(' corrected')}@0.5": v for n, v in mended.items()},
+        "CIDEr@0.5": mean_figure(found.cider_corrected.tolist(), scenes),
+        "ROUGE-L@0.5": mean_figure(found.rouge_corrected.tolist(), scenes),
     }
 
 
@@ -252,38 +309,78 @@ def _caption_score(item: Item, text: str) -> float:
     return coco_rouge_l([said], [known])[0] if says_something(text) else 0.0
 
 
+def _spoken(item: Item, text: str) -> str | None:
+    return text if says_something(text) else None
+
+
+_EM_SCORERS = {"": EM_ID, "EM-R": EM_REFINED_ID}
+_EM_CORRECTED = {"": EM_CORRECTED_EM_ID, "EM-R": EM_CORRECTED_ID}
+_ROUGE, _CIDER = f"{ROUGE_L_ID} on {PTB_ID}", f"{CIDER_ID} on {PTB_ID}"
 _TEXT_SCORERS = {
     "BLEU": f"{BLEU_ID} on {PTB_ID}",
-    "ROUGE-L": f"{ROUGE_L_ID} on {PTB_ID}",
-    "CIDEr": f"{CIDER_ID} on {PTB_ID}",
+    "ROUGE-L": _ROUGE,
+    "CIDEr": _CIDER,
     "METEOR": METEOR_ID,
 }
-_EM_SCORERS = {"EM@1": EM_ID, "EM-R": EM_REFINED_ID, "EM-R corrected": EM_CORRECTED_ID}
+_SPEAKS = ", empty answers 0"
 
 SCANQA = Suite(
     name="scanqa",
     files=SCANQA_FILES,
     read=read_scanqa,
-    score=_em,
-    table=scanqa_table,
-    scorers=_EM_SCORERS | _TEXT_SCORERS,
+    columns={
+        "official": Column(
+            scorers=_EM_SCORERS | _TEXT_SCORERS, parse=_cleaned, score=_em, figures=scanqa_figures
+        ),
+        "corrected": Column(
+            scorers=_EM_CORRECTED | {"ROUGE-L": _ROUGE + _SPEAKS, "CIDEr": _CIDER + _SPEAKS},
+            parse=_cleaned,
+            score=_em_corrected,
+            figures=scanqa_corrected,
+        ),
+    },
     prompt_id="scanqa/plain",
 )
 SQA3D = Suite(
     name="sqa3d",
     files=SQA3D_FILES,
     read=read_sqa3d,
-    score=_em,
-    table=sqa3d_table,
-    scorers=_EM_SCORERS,
+    columns={
+        "official": Column(
+            scorers=_EM_SCORERS,
+            parse=_cleaned,
+            score=_em,
+            figures=_sqa3d_figures(lambda one: one.em, lambda one: one.em_refined),
+        ),
+        "corrected": Column(
+            scorers=_EM_CORRECTED,
+            parse=_cleaned,
+            score=_em_corrected,
+            figures=_sqa3d_figures(
+                lambda one: one.em and says_something(one.cleaned),
+                lambda one: one.em_refined_corrected,
+            ),
+        ),
+    },
     prompt_id="sqa3d/situation-question",
 )
 SCAN2CAP = Suite(
     name="scan2cap",
     files=SCAN2CAP_FILES,
     read=read_scan2cap,
-    score=_caption_score,
-    table=scan2cap_table,
-    scorers={"all": SCAN2CAP_ID, "METEOR": METEOR_ID, "item": f"{ROUGE_L_ID} on {PTB_ID}"},
+    columns={
+        "official": Column(
+            scorers={"": SCAN2CAP_ID, "METEOR": METEOR_ID, "item": _ROUGE},
+            parse=_spoken,
+            score=_caption_score,
+            figures=scan2cap_figures,
+        ),
+        "corrected": Column(
+            scorers={"": SCAN2CAP_ID + _SPEAKS},
+            parse=_spoken,
+            score=_caption_score,
+            figures=scan2cap_corrected,
+        ),
+    },
     prompt_id="scan2cap/stillroom-1",
 )

@@ -7,16 +7,19 @@ from pathlib import Path, PurePosixPath
 
 from stillroom.evaluate import spatialbench as rules
 from stillroom.evaluate.suites.base import (
+    Column,
     Item,
     RowData,
     Suite,
-    Table,
     bare_options,
     find_files,
+    item_column,
     made_question,
     read_rows,
+    scenes_of,
     text_of,
 )
+from stillroom.evaluate.suites.figures import Figures, mean_figure, means_by, weighted_groups
 
 FILES = ("QA.txt", "QA.json", "*spatialbench*.json", "*.txt")
 _FORM = """
@@ -69,67 +72,78 @@ def _item(row: RowData, where: str) -> Item:
     )
 
 
-def _official(item: Item, text: str) -> float:
+def _released_answer(item: Item, text: str) -> str:
+    return rules.clean_answer(text, item.details["problem_type"], item.question.options)
+
+
+def _released_parse(item: Item, text: str) -> str | None:
+    return (_released_answer(item, text) or None) if text.strip() else None
+
+
+def _released_score(item: Item, text: str) -> float:
+    """As published, but an empty answer is wrong rather than left out."""
+    if not text.strip():
+        return 0.0
     kind = item.details["problem_type"]
-    answer = rules.clean_answer(text, kind, item.question.options)
-    return rules.released_score(answer, item.question.answer, kind)
+    return rules.released_score(_released_answer(item, text), item.question.answer, kind)
 
 
-def _corrected(item: Item, text: str) -> float:
+def _corrected_parse(item: Item, text: str) -> str | None:
+    return rules.stated_answer(text, item.details["problem_type"], bare_options(item))
+
+
+def _corrected_score(item: Item, text: str) -> float:
     kind = item.details["problem_type"]
     return rules.corrected_score(text, item.question.answer, kind, bare_options(item))
 
 
-def _score(item: Item, text: str) -> float:
-    """As published, but an empty answer is wrong rather than left out."""
-    return _official(item, text) if text.strip() else 0.0
+def _released_figures(items: Sequence[Item], answers: Sequence[str]) -> Figures:
+    """The release's summary: items with an empty answer are no part of it."""
+    kept = [(i, text) for i, text in zip(items, answers, strict=True) if text.strip()]
+    # A run of empty answers alone has the score 0 there.
+    kept = kept or [(item, "") for item in items]
+    return _figures([i for i, _ in kept], [_released_score(i, text) for i, text in kept])
 
 
-def _row(item: Item, score: float) -> rules.Row:
-    return rules.Row(
-        problem_type=item.details["problem_type"],
-        question_type=item.question.family,
-        scene_type=item.details["scene_type"],
-        score=score,
-    )
-
-
-def table(items: Sequence[Item], answers: Sequence[str]) -> Table:
-    """The release's summary as fractions: with empty answers dropped as there, with them counted
-    as wrong, and by our reading of the answers."""
-    asked = list(zip(items, answers, strict=True))
-    kept = [_row(item, _official(item, text)) for item, text in asked if text.strip()]
-    columns = {
-        "official": kept,
-        "official, empty answers wrong": [_row(item, _score(item, text)) for item, text in asked],
-        "corrected": [_row(item, _corrected(item, text)) for item, text in asked],
+def _figures(items: Sequence[Item], scores: Sequence[float]) -> Figures:
+    """The release's summary as fractions: over items, weighted over the five groups (one never
+    asked counts 0), and whatever was asked of groups, types, forms and kinds of scene."""
+    scenes = scenes_of(items)
+    types = [item.question.family for item in items]
+    group_of = {kind: name for name, (_, kinds) in rules.GROUPS.items() for kind in kinds}
+    weights = {name: weight for name, (weight, _) in rules.GROUPS.items()}
+    groups = [group_of.get(kind, "") for kind in types]
+    forms = [
+        "regression" if rules.is_number(item.details["problem_type"]) else "multiple_choice"
+        for item in items
+    ]
+    found = {
+        "overall_score": mean_figure(scores, scenes),
+        "weighted_overall_score": weighted_groups(groups, weights, scores, scenes),
     }
-    table = {name: _flat(rules.summary(rows)) for name, rows in columns.items()}
-    for name, rows in columns.items():
-        table[name]["n"] = float(len(rows))
-    return table
+    for keys in (groups, types, forms, [item.details["scene_type"] for item in items]):
+        found |= {k: one for k, one in means_by(keys, scores, scenes).items() if k}
+    return found
 
 
-def _flat(summary: dict[str, object]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in summary.items():
-        if isinstance(value, dict):
-            flat |= {str(key): float(score) / 100 for key, score in value.items()}
-        elif isinstance(value, (int, float)):
-            flat[name] = float(value) / 100
-    return flat
-
-
+_RELEASE = "spatialbench/release-2026-03"
 SUITE = Suite(
     name="spatialbench",
     files=FILES,
     read=read,
-    score=_score,
-    table=table,
-    scorers={
-        "official": "spatialbench/release-2026-03",
-        "official, empty answers wrong": "spatialbench/release-2026-03, empty answers wrong",
-        "corrected": "spatialbench/stillroom-1",
+    columns={
+        "official": Column(
+            scorers={"": _RELEASE},
+            parse=_released_parse,
+            score=_released_score,
+            figures=_released_figures,
+        ),
+        "official, empty answers wrong": item_column(
+            f"{_RELEASE}, empty answers wrong", _released_parse, _released_score, _figures
+        ),
+        "corrected": item_column(
+            "spatialbench/stillroom-1", _corrected_parse, _corrected_score, _figures
+        ),
     },
-    prompt_id="spatialbench/release-2026-03",
+    prompt_id=_RELEASE,
 )

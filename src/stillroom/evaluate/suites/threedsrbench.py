@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillroom.evaluate.flip_groups import GROUP_OF, threedsr_table
+from stillroom.evaluate.flip_groups import GROUP_OF, SETTINGS
 from stillroom.evaluate.suites.base import (
     Item,
     RowData,
@@ -19,9 +19,11 @@ from stillroom.evaluate.suites.base import (
     made_question,
     picture,
     read_rows,
+    scenes_of,
     text_of,
 )
-from stillroom.evaluate.suites.choices import CORRECTED_ID, official_score, two_columns
+from stillroom.evaluate.suites.choices import letter_columns
+from stillroom.evaluate.suites.figures import Figures, grouped_figure, mean_figure, means_by
 from stillroom.records import content_hash
 
 RULE = "3dsrbench-letter/lmms-eval-0.7.3"
@@ -66,23 +68,27 @@ def _item(row: RowData, data: Path, where: str) -> Item:
     )
 
 
-def _figures(items: Sequence[Item], right: Sequence[float]) -> dict[str, float]:
+def _figures(items: Sequence[Item], scores: Sequence[float]) -> Figures:
+    """The four settings, and the plain mean over rows of each group and category asked."""
+    scenes = scenes_of(items)
     qids = [item.details["qid"] for item in items]
+    found = {"vanilla": mean_figure(scores, scenes)}
+    found |= {
+        name: grouped_figure([key(qid) for qid in qids], scores, scenes)
+        for name, key in SETTINGS.items()
+        if name != "vanilla"
+    }
     categories = [item.details["category"] for item in items]
-    table = threedsr_table(qids, categories, [bool(hit) for hit in right])
-    for category in GROUP_OF:
-        hits = [hit for hit, name in zip(right, categories, strict=True) if name == category]
-        if hits:
-            table[category] = sum(hits) / len(hits)
-    return table
+    known = [i for i, category in enumerate(categories) if category in GROUP_OF]
+    for keys in ([GROUP_OF[categories[i]] for i in known], [categories[i] for i in known]):
+        found |= means_by(keys, [scores[i] for i in known], [scenes[i] for i in known])
+    return found
 
 
 SUITE = Suite(
     name="3dsrbench",
     files=FILES,
     read=read,
-    score=official_score(RULE),
-    table=two_columns(RULE, _figures),
-    scorers={"official": RULE, "corrected": CORRECTED_ID},
+    columns=letter_columns(RULE, _figures),
     prompt_id="3dsrbench/vlmevalkit",
 )

@@ -7,19 +7,24 @@ from pathlib import Path
 
 from stillroom.evaluate import vsi_bench
 from stillroom.evaluate.suites.base import (
+    Column,
     Item,
     RowData,
     Suite,
-    Table,
     bare_options,
     find_files,
+    item_column,
     made_question,
     read_rows,
+    scenes_of,
     text_of,
 )
+from stillroom.evaluate.suites.figures import Figures, mean_figure, nested_mean, positions
 from stillroom.records import BadInputError
 
-FILES = ("test.jsonl", "test*.parquet", "**/test-*.parquet")
+FILES = ("test.jsonl", "test.parquet", "test-*.parquet", "full/test-*.parquet")
+#: The rows that the authors left when they removed what can be had without looking.
+DEBIASED_FILES = ("test_debiased.parquet", "test_debiased*", "debiased/test-*.parquet")
 _CHOICE = "Answer with the option's letter from the given choices directly."
 _NUMBER = "Please answer the question using a single word or phrase."
 
@@ -32,16 +37,21 @@ def prompt(question_type: str, question: str, options: Sequence[str]) -> str:
     return "\n".join([*lines, _NUMBER])
 
 
-def read(data: Path) -> list[Item]:
+def read(data: Path, *, suite: str = "vsibench", files: Sequence[str] = FILES) -> list[Item]:
     """Every row. Raises BadInputError where one lacks a field or has a type nobody knows."""
     return [
-        _item(row, f"{path.name}, row {number}")
-        for path in find_files(data, FILES)
+        _item(row, suite, f"{path.name}, row {number}")
+        for path in find_files(data, files)
         for number, row in enumerate(read_rows(path))
     ]
 
 
-def _item(row: RowData, where: str) -> Item:
+def read_debiased(data: Path) -> list[Item]:
+    """Every row of the debiased configuration."""
+    return read(data, suite="vsibench-debiased", files=DEBIASED_FILES)
+
+
+def _item(row: RowData, suite: str, where: str) -> Item:
     kind = text_of(row, "question_type", where)
     if kind not in vsi_bench.QUESTION_TYPES:
         raise BadInputError(f"{where} has the question_type {kind!r}, which VSI-Bench has not")
@@ -49,7 +59,7 @@ def _item(row: RowData, where: str) -> Item:
     scene, question = text_of(row, "scene_name", where), text_of(row, "question", where)
     return Item(
         question=made_question(
-            "vsibench",
+            suite,
             str(row.get("id", "")),
             scene,
             kind,
@@ -63,40 +73,51 @@ def _item(row: RowData, where: str) -> Item:
     )
 
 
-def _score(item: Item, text: str, rule: vsi_bench.Rule = "official-2024") -> float:
-    question = item.question
-    return vsi_bench.answer_score(
-        item.details["question_type"], text, question.answer, bare_options(item), rule
-    )
+def _column(rule: vsi_bench.Rule, scorer: str) -> Column:
+    def parse(item: Item, text: str) -> str | None:
+        kind = item.details["question_type"]
+        return vsi_bench.understood(kind, text, bare_options(item), rule)
+
+    def score(item: Item, text: str) -> float:
+        kind, truth = item.details["question_type"], item.question.answer
+        return vsi_bench.answer_score(kind, text, truth, bare_options(item), rule)
+
+    return item_column(scorer, parse, score, _figures)
 
 
-def table(items: Sequence[Item], answers: Sequence[str]) -> Table:
-    """The release's table by each of the three rules in use, and by ours."""
-    types = [item.details["question_type"] for item in items]
-    columns: Table = {}
-    for rule in vsi_bench.RULES:
-        scores = [_score(item, text, rule) for item, text in zip(items, answers, strict=True)]
-        columns[_COLUMNS[rule]] = vsi_bench.table(types, scores)
-    return columns
+def _figures(items: Sequence[Item], scores: Sequence[float]) -> Figures:
+    """The release's table: overall is the mean of its tasks; and the mean over items, so named."""
+    types, scenes = [item.details["question_type"] for item in items], scenes_of(items)
+    parts = {
+        kind: ([scores[i] for i in where], [scenes[i] for i in where])
+        for kind, where in positions(types).items()
+    }
+    tasks = {
+        task: [part for kind, part in parts.items() if vsi_bench.task_of(kind) == task]
+        for task in vsi_bench.FIGURE_OF
+    }
+    asked = {task: levels for task, levels in tasks.items() if levels}
+    return {
+        "overall": nested_mean(list(asked.values())),
+        "items": mean_figure(scores, scenes),
+        **{vsi_bench.FIGURE_OF[task]: nested_mean([levels]) for task, levels in asked.items()},
+    }
 
 
-_COLUMNS: dict[vsi_bench.Rule, str] = {
-    "official-2024": "official",
-    "lmms-eval-0.7.3": "lmms-eval",
-    "vlmevalkit-2026-08": "vlmevalkit",
-    "stillroom-1": "corrected",
+COLUMNS = {
+    "official": _column("official-2024", "vsi-mra/official-2024, vsi-letter/official-2024"),
+    "lmms-eval": _column("lmms-eval-0.7.3", "vsi-mra/lmms-eval-0.7.3, vsi-letter/official-2024"),
+    "vlmevalkit": _column(
+        "vlmevalkit-2026-08", "vsi-mra/vlmevalkit-2026-08, spatial-letter/vlmevalkit-2026-08"
+    ),
+    "corrected": _column("stillroom-1", "vsi-mra/stillroom-1, letter/stillroom-1"),
 }
-SUITE = Suite(
-    name="vsibench",
-    files=FILES,
-    read=read,
-    score=_score,
-    table=table,
-    scorers={
-        "official": "vsi-mra/official-2024, vsi-letter/official-2024",
-        "lmms-eval": "vsi-mra/lmms-eval-0.7.3, vsi-letter/official-2024",
-        "vlmevalkit": "vsi-mra/vlmevalkit-2026-08, spatial-letter/vlmevalkit-2026-08",
-        "corrected": "vsi-mra/stillroom-1, letter/stillroom-1",
-    },
-    prompt_id="vsibench/official-2024",
+PROMPT_ID = "vsibench/official-2024"
+SUITE = Suite(name="vsibench", files=FILES, read=read, columns=COLUMNS, prompt_id=PROMPT_ID)
+DEBIASED = Suite(
+    name="vsibench-debiased",
+    files=DEBIASED_FILES,
+    read=read_debiased,
+    columns=COLUMNS,
+    prompt_id=PROMPT_ID,
 )
