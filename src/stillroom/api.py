@@ -287,6 +287,7 @@ def evaluate(
         progress=progress,
         limit=limit,
         identities={name: _identity(name, teacher, labels) for name in rows},
+        meteor_rows=[name for name in ("teacher", model) if name in rows],
     )
     write_report(results, out=out, store=store)
     return results

@@ -98,6 +98,56 @@ def test_retention_is_student_over_teacher_and_above_blind_uses_the_blind_row(fi
     assert rows["truth"]["retention"] == rows["teacher"]["retention"] == {}
 
 
+def test_what_the_teacher_says_counts_as_truth_in_a_column_beside_it(finished):
+    out, results = finished
+    rows = results["rows"]
+    relative = rows["student"]["metrics"]["teacher_relative"]
+    assert set(relative) >= {"overall", *FAMILIES, "description", "object_counting"}
+    lines = pq.read_table(out / "items.parquet").to_pylist()
+    said = {
+        row: {
+            line["question_id"]: line["parsed"]
+            for line in lines
+            if line["model"] == row and line["family"] in FAMILIES
+        }
+        for row in ("teacher", "student")
+    }
+    same = [said["student"][key] == taught for key, taught in said["teacher"].items()]
+    assert relative["overall"]["score"] == pytest.approx(np.mean(same))
+    assert relative["overall"]["n"] == len(same)
+    assert relative["overall"]["low"] <= relative["overall"]["score"] <= relative["overall"]["high"]
+    # The truth agrees with the teacher exactly where the teacher is right.
+    assert "teacher_relative" not in rows["teacher"]["metrics"]
+    assert "teacher_relative" not in rows["truth"]["metrics"]
+
+
+def test_an_item_says_what_was_asked_and_what_was_looked_at(finished, store):
+    out, _ = finished
+    lines = pq.read_table(out / "items.parquet").to_pylist()
+    asked = {question.question_id: question.prompt for question in store.questions()}
+    assert all(line["prompt"] == asked[line["question_id"]] for line in lines)
+    assert {line["prompt_id"] for line in lines} == {"stillroom/plain-1"}
+    frames = {line["model"]: line["frames"] for line in lines}
+    assert frames["student"] == ["view0", "view1"]
+    assert frames["blind"] == frames["majority"] == []
+    assert all("/view" in name for name in frames["shuffled"])
+    counted = [line for line in lines if line["family"] == "object_counting"]
+    assert counted
+    assert all(line["corrected_score"] is not None for line in counted)
+
+
+def test_meteor_is_computed_for_the_rows_that_ask_for_it(store, tmp_path, monkeypatch):
+    from stillroom.evaluate import tables
+
+    monkeypatch.setattr(tables, "meteor_missing", lambda: "")
+    monkeypatch.setattr(tables, "meteor", lambda said, known: (0.25, [0.25] * len(said)))
+    results = run(store, tmp_path, meteor_rows=["student"])
+    metrics = {name: row["metrics"] for name, row in results["rows"].items()}
+    assert metrics["student"]["meteor"] == 0.25
+    assert metrics["student"]["text_scorers"]["meteor"] == "meteor-1.5"
+    assert "meteor" not in metrics["teacher"]
+
+
 def test_metrics_hold_text_facts_and_depth_where_a_row_has_them(finished):
     _, results = finished
     rows = results["rows"]

@@ -1,20 +1,23 @@
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published_files import WRITERS, frames, parquet, png, threedsrbench, vsibench
+from published_files import WRITERS, dump, frames, parquet, png, threedsrbench, vsibench
 
 from stillroom import api, cli
-from stillroom.evaluate import scan2cap
+from stillroom.evaluate import scan2cap, spatialbench, vsi_bench
+from stillroom.evaluate.flip_groups import threedsr_table
 from stillroom.evaluate.letters import LETTER_RULES
 from stillroom.evaluate.numbers import NUMBER_RULES
+from stillroom.evaluate.run import evaluate
 from stillroom.evaluate.suites import SUITES, find_suite, read_items, rooms
 from stillroom.evaluate.suites.attach import attach_items, attach_questions, frame_grid
 from stillroom.evaluate.suites.base import Item
-from stillroom.evaluate.suites.report import prepare
+from stillroom.evaluate.suites.report import add_tables, html_table, lines, prepare, scorer_of
 from stillroom.evaluate.vsi_bench import RULES, answer_score
-from stillroom.records import BadInputError
+from stillroom.records import Answer, BadInputError
 from stillroom.scenes.store import open_store
 from stillroom.testing import tiny_store
 
@@ -295,6 +298,244 @@ def test_the_command_line_evaluates_a_suite_and_prints_both_columns(tmp_path, ca
     assert suite["table"][0]["n"] == 2
     assert results["meta"]["suite"]["prompt"] == "vsibench/official-2024"
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def room_questions(data, scenes=8, each=4):
+    """ScanQA's file on scenes whose frames are there."""
+    rows = [
+        {
+            "scene_id": f"scene{scene:04d}_00",
+            "object_ids": [1],
+            "object_names": ["chair"],
+            "question_id": f"val-{scene}-{n}",
+            "question": f"What colour is chair number {n}?",
+            "answers": ["brown chair" if (scene + n) % 2 else "red"],
+        }
+        for scene in range(scenes)
+        for n in range(each)
+    ]
+    dump(data / "ScanQA_v1.0_val.json", rows)
+    for scene in range(scenes):
+        frames(data / "scannet" / f"scene{scene:04d}_00", 2)
+    return rows
+
+
+class Sayer:
+    """Says a text of its own for each question: ``say(place, truth)``."""
+
+    views = (0,)
+
+    def __init__(self, say):
+        self.say = say
+        self.opened = 0
+
+    def open(self, scene):
+        self.opened += 1
+        return self
+
+    def answer(self, questions):
+        return [
+            Answer(question_id=q.question_id, text=self.say(n, q.answer))
+            for n, q in enumerate(questions)
+        ]
+
+
+def run_rooms(data, out, rows):
+    suite = SUITES["scanqa"]
+    store, asked, missing = prepare(suite, data, out / "asked", prompt="official")
+    results = evaluate(
+        rows,
+        store,
+        split=None,
+        out=out,
+        teacher_row="teacher",
+        student_row="student",
+        blind_row="silent",
+        meta={},
+        scorer=scorer_of(suite, asked),
+        prompt_id=suite.prompt_id,
+    )
+    return add_tables(results, suite, asked, missing, store, out, decoding={"student": "greedy"})
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Student right in the first two of four, teacher in the first three, a row that is silent."""
+    folder = tmp_path_factory.mktemp("told")
+    room_questions(folder / "data")
+    rows = {
+        "teacher": Sayer(lambda n, truth: truth if n < 3 else "nothing at all"),
+        "student": Sayer(lambda n, truth: truth if n < 2 else "nothing at all"),
+        "silent": Sayer(lambda n, truth: ""),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rooms, "missing", lambda: "left out of these tests")
+        return rows, run_rooms(folder / "data", folder / "out", rows), folder
+
+
+def figure_of(results, row, column, name):
+    table = results["rows"][row]["metrics"]["suite"]["table"]
+    (line,) = [one for one in table if (one["column"], one["figure"]) == (column, name)]
+    return line
+
+
+def test_a_row_of_the_table_says_how_it_was_made(told):
+    _, results, _ = told
+    line = figure_of(results, "student", "official", "EM@1")
+    assert line | {"revision": "", "retention": {}, "teacher_relative": {}} == {
+        "benchmark": "scanqa",
+        "revision": "",
+        "column": "official",
+        "figure": "EM@1",
+        "scorer": "em/llava3d-leo",
+        "prompt": "scanqa/plain",
+        "frames": 1,
+        "frame_rule": "even grid of 32, first and last included",
+        "decoding": "greedy",
+        "score": 0.5,
+        "low": 0.5,
+        "high": 0.5,
+        "n": 32,
+        "unparsed": 0,
+        "retention": {},
+        "teacher_relative": {},
+    }
+    bleu = figure_of(results, "student", "official", "BLEU-4")
+    assert bleu["scorer"] == "coco-bleu/pycocoevalcap-1.2 on ptb/stillroom-1"
+    assert bleu["low"] <= bleu["score"] <= bleu["high"]
+
+
+def test_retention_and_the_teachers_own_answers_stand_beside_the_score(told):
+    _, results, _ = told
+    line = figure_of(results, "student", "official", "EM@1")
+    # Every scene is alike, so the paired interval has no width, whatever is drawn.
+    kept = line["retention"]
+    assert kept["score"] == kept["low"] == kept["high"] == pytest.approx(2 / 3)
+    assert kept["above_blind"] == pytest.approx(2 / 3)
+    # Against the teacher it is right where both are right and where both say nothing at all.
+    assert line["teacher_relative"]["score"] == pytest.approx(3 / 4)
+    assert line["teacher_relative"]["n"] == 32
+    assert figure_of(results, "teacher", "official", "EM@1")["retention"] is None
+
+
+def test_the_trap_is_in_the_official_column_and_not_in_the_corrected_one(told):
+    _, results, _ = told
+    assert figure_of(results, "silent", "official", "EM-R")["score"] == 1.0
+    line = figure_of(results, "silent", "corrected", "EM-R")
+    assert (line["score"], line["unparsed"]) == (0.0, 32)
+    assert line["scorer"] == "em-refined/stillroom-1"
+
+
+def test_items_of_a_suite_hold_prompt_frames_answer_parsed_and_score(told):
+    _, _, folder = told
+    lines = pq.read_table(folder / "out" / "items.parquet").to_pylist()
+    line = next(one for one in lines if one["model"] == "student" and one["score"] == 1.0)
+    assert line["prompt"].startswith("What colour is chair")
+    assert line["prompt_id"] == "scanqa/plain"
+    assert line["frames"] == ["0000"]
+    assert line["answer"] == line["parsed"] == line["truth"]
+    assert (line["scorer"], line["corrected_score"]) == ("em/llava3d-leo", 1.0)
+    silent = next(one for one in lines if one["model"] == "silent")
+    assert (silent["parsed"], silent["corrected_score"]) == (None, 0.0)
+
+
+def test_the_same_call_again_asks_nobody_and_says_the_same(told):
+    rows, results, folder = told
+    opened = {name: row.opened for name, row in rows.items()}
+    assert run_rooms(folder / "data", folder / "out", rows) == results
+    assert {name: row.opened for name, row in rows.items()} == opened
+    shown = "\n".join(lines(results))
+    assert "em/llava3d-leo" in shown
+    assert "against teacher" in shown
+    assert "em-refined/stillroom-1" in html_table(results)
+
+
+def test_a_killed_run_goes_on_from_its_last_chunk(tmp_path):
+    room_questions(tmp_path / "data", scenes=10)
+
+    class Tired(Sayer):
+        def open(self, scene):
+            if self.opened == 9:
+                raise KeyboardInterrupt
+            return super().open(scene)
+
+    student = Tired(lambda n, truth: truth)
+    rows = {"teacher": Sayer(lambda n, truth: truth), "student": student}
+    rows["silent"] = Sayer(lambda n, truth: "")
+    with pytest.raises(KeyboardInterrupt):
+        run_rooms(tmp_path / "data", tmp_path / "out", rows)
+    rows["student"] = Sayer(lambda n, truth: truth)
+    results = run_rooms(tmp_path / "data", tmp_path / "out", rows)
+    assert rows["student"].opened == 2  # the first eight scenes were kept
+    assert rows["teacher"].opened == 10
+    assert figure_of(results, "student", "official", "EM@1")["n"] == 40
+
+
+@pytest.mark.parametrize("model", ["majority", "blind", "truth"])
+def test_guessers_answer_a_benchmark_from_four_fifths_of_its_scenes(tmp_path, model):
+    room_questions(tmp_path / "data")
+    results = api.evaluate_suite(model, tmp_path / "data", suite="scanqa", out=tmp_path / "out")
+    line = figure_of(results, model, "official", "EM@1")
+    assert line["frames"] == 0
+    assert 0 <= line["score"] <= (1.0 if model == "truth" else 0.9)
+    assert line["n"] == 32
+
+
+def test_beside_a_model_stand_the_guessers_and_itself_before_black_pictures(tmp_path):
+    room_questions(tmp_path / "data", scenes=5, each=1)
+    results = api.evaluate_suite(
+        "student_mini", tmp_path / "data", suite="scanqa", out=tmp_path / "out", prompt="plain"
+    )
+    assert list(results["rows"]) == ["student_mini", "majority", "blind", "blank:student_mini"]
+    assert figure_of(results, "student_mini", "official", "EM@1")["decoding"] == "greedy"
+    assert figure_of(results, "blank:student_mini", "official", "EM@1")["frames"] == 0
+
+
+def test_labels_of_the_asked_store_stand_for_the_teacher(tmp_path):
+    room_questions(tmp_path / "data")
+    api.ask_scenes(tmp_path / "data", suite="scanqa", out=tmp_path / "store")
+    api.label(tmp_path / "store", teacher="truth", out=tmp_path / "labels", signals=["answers"])
+    results = api.evaluate_suite(
+        "majority",
+        tmp_path / "data",
+        suite="scanqa",
+        out=tmp_path / "out",
+        labels=tmp_path / "labels",
+    )
+    line = figure_of(results, "teacher", "official", "EM@1")
+    assert (line["score"], line["frames"]) == (1.0, None)
+    kept = figure_of(results, "majority", "official", "EM@1")["retention"]
+    assert kept["low"] <= kept["score"] <= kept["high"]
+
+
+def test_figures_agree_with_the_tables_of_the_published_scorers(items):
+    asked = items["3dsrbench"] * 1
+    right = [True, False]
+    texts = [item.question.answer if hit else "" for item, hit in zip(asked, right)]
+    qids = [item.details["qid"] for item in asked]
+    categories = [item.details["category"] for item in asked]
+    wanted = threedsr_table(qids, categories, right)
+    found = SUITES["3dsrbench"].table(asked, texts)["official"]
+    assert {name: found[name] for name in wanted} == wanted
+    types = [item.details["question_type"] for item in items["vsibench"]]
+    found = SUITES["vsibench"].table(items["vsibench"], ["4", "A"])["official"]
+    assert found.pop("items") == 0.5
+    assert found == vsi_bench.table(types, [1.0, 0.0])
+    released = spatialbench.summary(
+        [
+            spatialbench.Row(
+                problem_type=item.details["problem_type"],
+                question_type=item.question.family,
+                scene_type=item.details["scene_type"],
+                score=score,
+            )
+            for item, score in zip(items["spatialbench"], [1.0, 0.0])
+        ]
+    )
+    found = SUITES["spatialbench"].table(items["spatialbench"], ["B", "1"])["official"]
+    for name in ("overall_score", "weighted_overall_score"):
+        assert round(100 * found[name], 2) == released[name]
+    assert found["symbolic_visual_reasoning"] == 1.0
 
 
 def test_scenes_ask_says_what_it_joined(tmp_path, capsys):

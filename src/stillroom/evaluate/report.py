@@ -82,12 +82,15 @@ def terminal_table(results: Mapping[str, Any]) -> Table:
     if meta.get("teacher"):
         table.add_column("retention", justify="right")
         table.add_column("above blind", justify="right")
+        table.add_column("against teacher", justify="right")
     for name, row in results["rows"].items():
         cells = [_terminal_cell(row.get(family)) for family in families]
         kept = row["retention"].get("overall")
         if meta.get("teacher"):
             cells.append(_terminal_cell(kept))
             cells.append("" if not kept else percent(kept["above_blind"]))
+            relative = row["metrics"].get("teacher_relative", {})
+            cells.append(_terminal_cell(relative.get("overall")))
         table.add_row(name, *cells, style="bold" if name == meta.get("student") else None)
     return table
 

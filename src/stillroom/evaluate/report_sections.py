@@ -87,12 +87,20 @@ def scores_section(results: Mapping[str, Any]) -> str:
 
 
 def retention_section(results: Mapping[str, Any]) -> str:
-    table = tables.retention_table(results, tables.families_of(results["rows"], four=True))
+    families = tables.families_of(results["rows"], four=True)
+    table = tables.retention_table(results, families)
+    beside = tables.relative_table(results, families)
+    if beside:
+        beside = (
+            "<h3>Against the truth | against the teacher</h3><p class='note'>On the right the "
+            "teacher's answers count as the truth, as distillation papers print it: a student that "
+            f"copies its teacher's mistakes gains there.</p>{beside}"
+        )
     return table and (
         "<p>Student score over teacher score on the same questions, both against the truth. A "
         "guesser keeps part of any teacher too, so <i>above blind</i> says what share of the "
         "teacher's lead over the blind row is kept: (student &minus; blind) / (teacher &minus; "
-        f"blind).</p>{table}"
+        f"blind).</p>{table}{beside}"
     )
 
 

@@ -71,6 +71,29 @@ def retention_table(results: Mapping[str, Any], families: Sequence[str]) -> str:
     return _table(["", *(family_name(f) for f in families)], body) if body else ""
 
 
+def relative_table(results: Mapping[str, Any], families: Sequence[str]) -> str:
+    """Score against the truth and, beside it, with the teacher's answers for the truth."""
+    rows, meta = results["rows"], results["meta"]
+    body = []
+    for name, row in rows.items():
+        relative = row["metrics"].get("teacher_relative")
+        if not relative or name in _GUESSERS:
+            continue
+        cells = [_two_scores(row.get(family), relative.get(family)) for family in families]
+        body.append(_row(name, _numbers(cells), meta))
+    return _table(["", *(family_name(f) for f in families)], body) if body else ""
+
+
+def _two_scores(truth: Mapping[str, Any] | None, teacher: Mapping[str, Any] | None) -> str:
+    if truth is None or teacher is None:
+        return "-"
+    return (
+        f"<b>{percent(truth['score'])}</b> | <b>{percent(teacher['score'])}</b>"
+        f"<span class='ci'>{interval(truth)} | {interval(teacher)} &middot; n {truth['n']} | "
+        f"{teacher['n']}</span>"
+    )
+
+
 def text_table(results: Mapping[str, Any]) -> str:
     """ROUGE, BLEU and fact F1 of descriptions; "" where no row described anything."""
     body = []
@@ -85,13 +108,14 @@ def text_table(results: Mapping[str, Any]) -> str:
             _overlap(metrics["rouge"]["rouge2"]),
             _overlap(metrics["rouge"]["rougeL"]),
             " / ".join(f"{metrics['bleu'][f'bleu{n}']:.3f}" for n in (1, 2, 3, 4)),
+            f"{metrics['meteor']:.3f}" if "meteor" in metrics else "-",
             _overlap(facts) if facts else "-",
             f"{against['rouge']['rouge1']['score']:.3f}" if against else "-",
             f"{metrics['length']['words']:.1f} <span class='ci'>truth "
             f"{metrics['length']['truth_words']:.1f}</span>",
         ]
         body.append(_row(name, _numbers(cells), results["meta"]))
-    head = ["", "ROUGE-1", "ROUGE-2", "ROUGE-L", "BLEU-1 / 2 / 3 / 4", "fact F1"]
+    head = ["", "ROUGE-1", "ROUGE-2", "ROUGE-L", "BLEU-1 / 2 / 3 / 4", "meteor-1.5", "fact F1"]
     return _table([*head, "ROUGE-1 to teacher", "words"], body) if body else ""
 
 

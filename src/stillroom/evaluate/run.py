@@ -61,13 +61,15 @@ def evaluate(
     seed: int = 0,
     scorer: Scorer = score,
     prompt_id: str = PLAIN_PROMPT,
+    meteor_rows: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores of every row on a split (None and "all": every scene), as written to ``results.json``.
 
     Rows are objects that answer, or functions that load one when it is needed. Answers already in
     ``out`` are not asked for again, so the same call goes on after a kill; a finished one reads
     its results back. ``limit`` takes the first scenes only; ``progress`` gets (done, total) scenes
-    over all rows; ``identities`` tell one row's weights from another's of the same name.
+    over all rows; ``identities`` tell one row's weights from another's of the same name. METEOR is
+    computed for ``meteor_rows`` alone, where java is there.
 
     Raises:
         BadInputError: nothing to ask, or ``out`` holds an evaluation with other settings.
@@ -111,6 +113,7 @@ def evaluate(
         blind_row,
         seed=seed,
         scorer=scorer,
+        meteor_rows=meteor_rows,
     )
     results["meta"] = _full_meta(
         meta, kept, list(answerers), len(chunks), split, chosen, questions, seed
@@ -294,6 +297,7 @@ def _results(
     *,
     seed: int,
     scorer: Scorer,
+    meteor_rows: Sequence[str],
 ) -> dict[str, Any]:
     """The tables of all rows; ``items.parquet`` is written on the way."""
     tables = {row: kept.items(row, chunks) for row in rows}
@@ -316,6 +320,7 @@ def _results(
                 teacher=student,
                 # Another scorer's answers are set against the teacher's by its own rules.
                 relative=scorer is score,
+                with_meteor=row in meteor_rows,
             ),
             "retention": {}
             if student is None

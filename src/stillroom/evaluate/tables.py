@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from stillroom.evaluate.coco_java import METEOR_ID, meteor
+from stillroom.evaluate.coco_java import missing as meteor_missing
 from stillroom.evaluate.depth_metrics import mean_errors
 from stillroom.evaluate.intervals import Resampler, above_blind
 from stillroom.evaluate.metrics import Overlap, fact_overlap, is_vsi, vsi_overall, vsi_task_scores
@@ -107,15 +109,21 @@ def metric_table(
     facts_of: FactsOf,
     teacher: RowItems | None,
     relative: bool = True,
+    with_meteor: bool = False,
 ) -> dict[str, Any]:
-    """Whatever else a row has: text overlap, fact F1, depth errors, VSI, margins, unparsed."""
+    """Whatever else a row has: text overlap, fact F1, depth errors, VSI, margins, unparsed.
+
+    METEOR starts a java program for some seconds, so it is asked for by name.
+    """
     groups = items.groups()
     table: dict[str, Any] = {}
     described = [
         i for i, key in enumerate(items.question_ids) if kind_of(questions[key]) == "description"
     ]
     if described:
-        table |= _text_metrics(items, described, questions, resampler, facts_of)
+        table |= _text_metrics(
+            items, described, questions, resampler, facts_of, with_meteor=with_meteor
+        )
         if teacher is not None:
             table["against_teacher"] = _against(items, teacher, described, resampler)
     if depth.num_rows:
@@ -141,6 +149,8 @@ def _text_metrics(
     questions: Mapping[str, Question],
     resampler: Resampler,
     facts_of: FactsOf,
+    *,
+    with_meteor: bool,
 ) -> dict[str, Any]:
     asked = [questions[items.question_ids[i]] for i in where]
     said = [items.answers[i] for i in where]
@@ -156,6 +166,9 @@ def _text_metrics(
             "truth_words": float(np.mean([len(question.answer.split()) for question in asked])),
         },
     }
+    if with_meteor and not meteor_missing():
+        table["meteor"] = meteor(said, truths)[0]
+        table["text_scorers"]["meteor"] = METEOR_ID
     known = [i for i, question in enumerate(asked) if question.facts]
     if known:
         facts = [fact_overlap(set(facts_of(said[i])), asked[i].facts) for i in known]

@@ -47,12 +47,6 @@ class Figure:
 Figures = dict[str, Figure]
 
 
-def _share(sums: Float[np.ndarray, "*d 2"]) -> Float[np.ndarray, "*d"]:
-    # A draw without a unit has no value; the caller leaves it out.
-    with np.errstate(invalid="ignore"):
-        return np.asarray(sums[..., 0] / sums[..., 1])
-
-
 def mean_figure(scores: Sequence[float], scenes: Sequence[str]) -> Figure:
     """Mean of the scores.
 
@@ -87,7 +81,13 @@ def nested_mean(
     of_part = np.array([weight for weight, _ in parts])
 
     def of(sums: Float[np.ndarray, "*d k"]) -> Float[np.ndarray, "*d"]:
-        return np.asarray(_share(sums.reshape(*sums.shape[:-1], -1, 2)) @ of_part)
+        pairs = sums.reshape(*sums.shape[:-1], -1, 2)
+        # A part that a draw has no item of is left out of it, as a table leaves out a task that
+        # was never asked.
+        there = (pairs[..., 1] > 0) * of_part
+        means = pairs[..., 0] / np.maximum(pairs[..., 1], 1.0)
+        total = there.sum(axis=-1)
+        return np.asarray((means * there).sum(axis=-1) / np.where(total > 0, total, np.nan))
 
     scenes = tuple(scene for _, (_, where) in parts for scene in where)
     return Figure(stats=stats, scenes=scenes, of=of)

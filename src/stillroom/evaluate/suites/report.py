@@ -211,33 +211,50 @@ def missing_line(missing: Sequence[str]) -> list[str]:
 
 
 def lines(results: Mapping[str, Any]) -> list[str]:
-    """The tables for a terminal: a line per figure and column, fractions with their intervals."""
+    """The tables for a terminal: a line per figure, its columns side by side, fractions.
+
+    The headline has its interval; those of the other columns are in ``results.json``.
+    """
     about = results["meta"]["suite"]
     found = [f"{about['name']}, files {about['revision']}, prompt {about['prompt']}"]
     found += missing_line(about["missing_scenes"])
     for row, entry in results["rows"].items():
         suite = entry["metrics"]["suite"]
-        table = suite["table"]
-        relative = any(line["retention"] or line["teacher_relative"] for line in table)
-        first = table[0]
+        official = [line for line in suite["table"] if line["column"] == "official"]
+        others = {name: column for name, column in suite["columns"].items() if name != "official"}
+        relative = any(line["retention"] or line["teacher_relative"] for line in official)
+        first = official[0]
         frames = "frames not recorded" if first["frames"] is None else f"{first['frames']} frames"
         decoded = first["decoding"] or "no decoding"
-        found += ["", f"{row}: {frames}, {decoded}, {suite['empty_answers']} empty answers"]
-        heads = ["against truth", "n", "unparsed"]
-        heads += ["retention", "against teacher"] if relative else []
-        found.append(_line("figure", "column", [*heads, "scorer"], relative))
-        for line in table:
-            cells = [_between(line), str(line["n"]), str(line["unparsed"])]
-            if relative:
-                cells += [_between(line["retention"]), _between(line["teacher_relative"])]
-            found.append(_line(line["figure"], line["column"], [*cells, line["scorer"]], relative))
+        unread = f"{first['unparsed']} not understood, {suite['empty_answers']} empty"
+        found += ["", f"{row}: {frames}, {decoded}, {unread}"]
+        kept = ["retention", "against teacher"] if relative else []
+        heads = ["official", *kept, "n", *others]
+        widths = [max(len(head), 22 if head in ("official", *kept) else 10) for head in heads]
+        found.append(_line("figure", heads, widths))
+        for line in official:
+            cells = [_between(line)]
+            cells += [_between(line["retention"]), _between(line["teacher_relative"])][: len(kept)]
+            values = [column.get(line["figure"]) for column in others.values()]
+            shown = ["-" if value is None else f"{value:.4f}" for value in values]
+            found.append(_line(line["figure"], [*cells, str(line["n"]), *shown], widths))
+    scorers: dict[str, list[str]] = {}
+    for line in _first_table(results):
+        scorers.setdefault(line["column"], []).append(line["scorer"])
+    found += [""] + [f"{name}: {', '.join(dict.fromkeys(ids))}" for name, ids in scorers.items()]
     return found
 
 
-def _line(figure: str, column: str, cells: Sequence[str], relative: bool) -> str:
-    widths = [22, 6, 8, 22, 22] if relative else [22, 6, 8]
-    padded = [cell.rjust(width) for cell, width in zip(cells, widths)]
-    return "  " + "  ".join([figure.ljust(40), column.ljust(10), *padded, cells[-1]])
+def _first_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of the first row; all rows have the same figures by the same scorers."""
+    rows: Mapping[str, Any] = results["rows"]
+    table: list[dict[str, Any]] = next(iter(rows.values()))["metrics"]["suite"]["table"]
+    return table
+
+
+def _line(figure: str, cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+    return "  " + "  ".join([figure.ljust(38), *padded])
 
 
 def _between(entry: Mapping[str, Any] | None) -> str:
