@@ -59,19 +59,26 @@ def scorer_of(suite: Suite, items: Sequence[Item]) -> Callable[[Question, str], 
 
 @dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """What one row said, in the order of the items."""
+    """What one row said, in the order of the items, and the figures of that by column."""
 
     items: list[Item]
     texts: list[str]
+    # The most that were looked at for one item; None where that was not recorded.
     frames: int | None
+    figures: Mapping[str, Figures]
 
     @classmethod
-    def of(cls, lines: Sequence[Mapping[str, Any]], by_id: Mapping[str, Item]) -> _Answers:
+    def of(
+        cls, lines: Sequence[Mapping[str, Any]], by_id: Mapping[str, Item], suite: Suite
+    ) -> _Answers:
         looked = [len(line["frames"]) for line in lines if line["frames"] is not None]
+        items = [by_id[line["question_id"]] for line in lines]
+        texts = [line["answer"] for line in lines]
         return cls(
-            items=[by_id[line["question_id"]] for line in lines],
-            texts=[line["answer"] for line in lines],
+            items=items,
+            texts=texts,
             frames=max(looked, default=None),
+            figures={name: column.figures(items, texts) for name, column in suite.columns.items()},
         )
 
 
@@ -92,7 +99,7 @@ def add_tables(
     by_id = {item.question.question_id: item for item in items}
     lines = pq.read_table(out / "items.parquet").to_pylist()
     said = {
-        row: _Answers.of([line for line in lines if line["model"] == row], by_id)
+        row: _Answers.of([line for line in lines if line["model"] == row], by_id, suite)
         for row in results["rows"]
     }
     meta, settings = results["meta"], store.manifest["settings"]
@@ -143,15 +150,14 @@ def _column_lines(
 ) -> list[dict[str, Any]]:
     """One line per figure of a column: against the truth, against the teacher, what is kept."""
     column = suite.columns[name]
-    figures = column.figures(said.items, said.texts)
     unparsed = sum(
         column.parse(i, text) is None for i, text in zip(said.items, said.texts, strict=True)
     )
-    taught = {} if teacher is None else column.figures(teacher.items, teacher.texts)
-    guessed = {} if blind is None else column.figures(blind.items, blind.texts)
+    taught = {} if teacher is None else teacher.figures[name]
+    guessed = {} if blind is None else blind.figures[name]
     told = {} if teacher is None else _against(column, said, teacher)
     found = []
-    for key, figure in figures.items():
+    for key, figure in said.figures[name].items():
         kept = None
         if key in taught:
             kept = _retention(figure, taught[key], guessed.get(key), resampler)

@@ -75,7 +75,8 @@ def read_scanqa(data: Path) -> list[Item]:
             else:
                 scene, question = (text_of(row, name, where) for name in ("scene_id", "question"))
                 known = row.get("answers")
-            items.append(_room_item("scanqa", key, scene, question, known, where))
+            kind = SQA3D_TYPES[sqa3d_type(question)]
+            items.append(_room_item("scanqa", kind, key, scene, question, known, where))
     return items
 
 
@@ -91,15 +92,24 @@ def _llava3d_answers(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def _room_item(suite: str, key: str, scene: str, question: str, known: object, where: str) -> Item:
+def _room_item(
+    suite: str, kind: str, key: str, scene: str, question: str, known: object, where: str
+) -> Item:
     if not isinstance(known, list) or not known:
         raise BadInputError(f"{where} has no answers; only splits with published answers are read")
     references = [str(answer) for answer in known]
     return Item(
         question=made_question(
-            suite, key, scene, suite, question, references[0], references=references[1:]
+            # The kind of question is the family: guessers say each kind's own commonest answer.
+            suite,
+            key,
+            scene,
+            f"{suite}_{kind}",
+            question,
+            references[0],
+            references=references[1:],
         ),
-        details={"question_type": SQA3D_TYPES[sqa3d_type(question)]},
+        details={"question_type": kind},
         media=f"scannet/{scene}",
     )
 
@@ -126,16 +136,14 @@ def read_sqa3d(data: Path) -> list[Item]:
             raise BadInputError(f"{beside.name} has no answer to question {key}")
         item = _room_item(
             "sqa3d",
+            SQA3D_TYPES[sqa3d_type(question)],
             key,
             text_of(row, "scene_id", where),
             f"{text_of(row, 'situation', where).strip()} {question}",
             [text_of(answers[0], "answer", f"{beside.name}, question {key}")],
             where,
         )
-        kind = SQA3D_TYPES[sqa3d_type(question)]
-        items.append(
-            Item(question=item.question, details={"question_type": kind}, media=item.media)
-        )
+        items.append(item)
     return items
 
 
