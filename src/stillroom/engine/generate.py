@@ -20,8 +20,8 @@ from stillroom.engine.prefix import ScenePrefix, contents, decoder_states
 
 #: Cached tokens of rows that are decoded side by side: several small scenes, one of the 7B's.
 JOINED_TOKENS = 8_192
-#: Tokens of prompts that are read at once: on CPU the same between 192 and 384, a fifth slower where
-#: 45 questions are read in one piece.
+#: Tokens of prompts that are read at once: on CPU 192 to 384 are alike, and all of 45 questions in
+#: one piece take a fifth longer.
 PIECE_TOKENS = 256
 
 
