@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from stillroom import __version__
@@ -37,10 +38,10 @@ def provenance(
         "version": __version__,
         "recipe": recipe,
         "teacher": dict(teacher),
-        "encoder": config.encoder,
-        "language_model": config.language_model,
-        "start_from": config.start_from,
-        "tokenizer": config.tokenizer or config.language_model or "made worlds' tokenizer",
+        "encoder": _name(config.encoder),
+        "language_model": _name(config.language_model),
+        "start_from": _name(config.start_from),
+        "tokenizer": _name(config.tokenizer or config.language_model) or "made worlds' tokenizer",
         "parameters": parameter_table(student.config),
         "scenes": {
             "counts": {split: len(ids) for split, ids in scene_ids.items()},
@@ -53,3 +54,8 @@ def provenance(
         "seconds": round(seconds, 1),
         "config": asdict(config),
     }
+
+
+def _name(where: str) -> str:
+    """A shipped name or a hub id as it is; of a folder its last part, not whose disk it is on."""
+    return Path(where).resolve().name if where and Path(where).is_dir() else where

@@ -203,8 +203,8 @@ session = stillroom.open_scene("FOLDER_OR_HUB_ID", "PHOTOS")
 print(session.ask("Is the lamp left or right of the sofa?"))
 ```
 
-After `import stillroom.students`, `AutoModel` and `AutoProcessor` of transformers load it without
-`trust_remote_code`. The weights are safetensors."""
+After `import stillroom.students.model`, `AutoModel` and `AutoProcessor` of transformers load it
+without `trust_remote_code`. The weights are safetensors."""
 
 _LIMITS = """It answers about indoor scenes of the kind it was trained on, in the frame of the first
 photo. It is no instrument: distances are estimates, and an answer comes whether or not the photos

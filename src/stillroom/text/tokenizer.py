@@ -71,8 +71,11 @@ class Tokenizer:
         return [end for _, end in self._bpe.encode(text, add_special_tokens=False).offsets]
 
     def encode_answer(self, text: str) -> list[int]:
-        """Ids of an answer as both models learn it: the text behind a space, ``eos_id``."""
-        return [*self.encode_inside(text), self.eos_id]
+        """Ids of an answer as both models learn it: the text behind a space, ``eos_id``.
+
+        An empty answer is its end alone.
+        """
+        return [*(self.encode_inside(text) if text else []), self.eos_id]
 
     def encode_choices(self, options: Sequence[str]) -> list[list[int]]:
         """What may be answered to a question with these options; empty if it has none."""

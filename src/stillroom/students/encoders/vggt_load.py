@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -117,8 +118,13 @@ def encoder_config(where: Path | str, *, heads: tuple[str, ...] | None = None) -
         BadInputError: as ``load_vggt``, for what its headers tell.
     """
     if str(where) in PUBLISHED and not Path(where).is_dir():
-        wanted = {flag: heads is None or flag in heads for flag in FLAGS}
-        return replace(PUBLISHED[str(where)], **wanted)
+        wanted = FLAGS if heads is None else heads
+        return replace(
+            PUBLISHED[str(where)],
+            camera_head="camera_head" in wanted,
+            depth_head="depth_head" in wanted,
+            point_head="point_head" in wanted,
+        )
     folder, weights = _locate(where)
     return config_for(Checkpoint.open(weights), read_settings(folder / "config.json"), heads)
 
@@ -275,21 +281,32 @@ def _locate(where: Path | str) -> tuple[Path, Path]:
     if path.is_file():
         return path.parent, path
     if not path.is_dir():
-        path = _download(str(where))
+        return _download(str(where))
     for name in WEIGHTS:
         if (path / name).is_file():
             return path, path / name
     raise BadInputError(f"{path} holds no VGGT weights; expected one of {', '.join(WEIGHTS)}")
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _download(hub_id: str) -> tuple[Path, Path]:
+    """Folder and weights of a hub model; of several files of weights one is fetched."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
+    reason = ""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["config.json", *WEIGHTS]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        for name in WEIGHTS:
+            try:
+                weights = Path(hf_hub_download(hub_id, name))
+            except EntryNotFoundError as error:
+                reason = str(error).splitlines()[0]
+                continue
+            # Without its config.json a checkpoint is read by its shapes.
+            with suppress(EntryNotFoundError):
+                hf_hub_download(hub_id, "config.json")
+            return weights.parent, weights
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInputError(
-            f"VGGT {hub_id!r} is neither a folder nor a hub model that can be fetched ({reason})"
-        ) from None
+    raise BadInputError(
+        f"VGGT {hub_id!r} is neither a folder nor a hub model that can be fetched ({reason})"
+    )
