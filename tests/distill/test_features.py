@@ -86,7 +86,7 @@ def same(one: FeatureCache, other: FeatureCache) -> bool:
     )
 
 
-def in_a_child(work: Callable[[], None]) -> int:
+def in_a_child(work: Callable[[], object]) -> int:
     """Start ``work`` in a process of its own; its id."""
     child = os.fork()
     if child == 0:
@@ -101,17 +101,17 @@ def test_killed_at_any_moment_it_goes_on_and_no_scene_is_seen_twice(
     student: StillroomStudent, store: SceneStore, tmp_path: Path
 ) -> None:
     calm = make(student, store, tmp_path / "calm")
-    seen = []
-    for round_number in range(2):
+    folder, seen = tmp_path / "killed", []
 
-        def die(done: int, _: int) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def die(*_: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-        folder = tmp_path / "killed"
-        child = in_a_child(lambda: make(student, store, folder, die) and None)
+    for _ in range(2):
+        child = in_a_child(lambda: make(student, store, folder, die))
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
-        assert not [f for f in folder.iterdir() if not f.name.startswith(".")], round_number
+        # What is not whole does not stand under its name.
+        assert not [f for f in folder.iterdir() if not f.name.startswith(".")]
     finished = make(student, store, folder, lambda done, _: seen.append(done))
     # The two killed sittings did two scenes each; only the last two were left.
     assert seen == [SCENES]

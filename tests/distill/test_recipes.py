@@ -59,7 +59,7 @@ def scaled(config: DistillConfig, world: Path) -> DistillConfig:
     )
 
 
-def run(world: Path, out: Path, config: DistillConfig) -> None:
+def run(world: Path, out: Path, config: DistillConfig, name: str) -> None:
     distill(
         config,
         scenes=world / "scenes",
@@ -68,6 +68,7 @@ def run(world: Path, out: Path, config: DistillConfig) -> None:
         encoder=config.encoder,
         language_model=config.language_model,
         tokenizer=config.tokenizer,
+        recipe=name,
     )
 
 
@@ -87,7 +88,7 @@ def test_a_recipe_scaled_down_is_trained_and_answers(
     config = scaled(TABLE[name](), world)
     if config.lora.rank:
         pytest.importorskip("peft")
-    run(world, tmp_path / "run", config)
+    run(world, tmp_path / "run", config, name)
     rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["loss"] is not None for row in rows)
@@ -102,6 +103,7 @@ def test_a_recipe_scaled_down_is_trained_and_answers(
     assert settings.visibility == config.mask
     assert settings.vision_pool == config.student.vision_pool
     assert settings.slot_count == config.slots.used
+    assert f"Recipe `{name}`" in (tmp_path / "run" / "student" / "README.md").read_text()
 
 
 def test_the_papers_student_counts_what_the_paper_counts() -> None:

@@ -45,6 +45,7 @@ RESULTS: dict[str, Any] = {
             "retention": {"overall": {"score": 0.885, "low": 0.861, "high": 0.912}},
         },
         "teacher": {"overall": scored(0.802), "contact": scored(0.8)},
+        "shuffled:R/student": {"overall": scored(0.4)},
         "blind": {"overall": scored(0.5)},
         "truth": {"overall": scored(1.0)},
     },
@@ -111,10 +112,12 @@ def test_an_evaluation_puts_scores_with_intervals_beside_what_they_must_beat(
     assert add_scores(tmp_path, RESULTS, row="R/student")
     text = (tmp_path / "README.md").read_text()
     assert "Not evaluated yet." not in text
-    assert "| | R/student | teacher | blind |" in text
+    assert "| | this student | teacher | shuffled | blind |" in text
     assert "| overall | 71.0 (69.0 to 73.0), n = 400 | 80.2 (78.2 to 82.2), n = 400 |" in text
-    # A row without a family, and truth, which is not to be beaten.
-    assert "| contact | 60.0 (58.0 to 62.0), n = 400 | 80.0 (78.0 to 82.0), n = 400 | - |" in text
+    # Some rows have not been asked about contact; truth, which is not to be beaten, is not there.
+    contact = "| contact | 60.0 (58.0 to 62.0), n = 400 | 80.0 (78.0 to 82.0), n = 400 | - | - |"
+    assert contact in text
+    assert "100.0" not in text
     assert "it keeps 88.5 (86.1 to 91.2)" in text
     assert "stillroom evaluate R/student W" in text
     # A second evaluation replaces the first.

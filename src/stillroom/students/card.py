@@ -161,7 +161,9 @@ def _scores(results: Mapping[str, Any], row: str) -> str:
     rows, meta = results["rows"], results["meta"]
     families = [name for name in rows[row] if name not in ("metrics", "retention")]
     shown = [name for name in (row, *_beside(rows, row)) if "overall" in rows[name]]
-    lines = ["| | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    # Others know it by the name of the card, not by the path it was evaluated under.
+    titles = ["this student", *(name.partition(":")[0] for name in shown[1:])]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for family in families:
         cells = [_score(rows[name].get(family)) for name in shown]
         lines.append(f"| {family} | " + " | ".join(cells) + " |")
