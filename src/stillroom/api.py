@@ -227,20 +227,12 @@ def params(recipe: str) -> dict[str, int]:
     Nothing is allocated, and nothing fetched where the parts are published ones.
     """
     from stillroom import recipes, registry
-    from stillroom.distill.build import (
-        KEPT_HEADS,
-        language_config,
-        pretrained_config,
-        student_config,
-    )
-    from stillroom.students.encoders.vggt_load import encoder_config
+    from stillroom.distill.build import described_student
     from stillroom.students.sizes import parameter_table
 
     config = recipes.table("distill")[recipe]()
-    encoder = encoder_config(registry.locate(config.encoder), heads=KEPT_HEADS)
-    where = _language_model(config)
-    text = pretrained_config(where, config.student) if where else language_config(config.student)
-    return parameter_table(student_config(config, encoder, text))
+    encoder = registry.locate(config.encoder)
+    return parameter_table(described_student(config, encoder, _language_model(config)))
 
 
 def _language_model(config: DistillConfig) -> Path | str:

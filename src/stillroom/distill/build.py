@@ -15,7 +15,7 @@ from stillroom.engine.initial import begin_copying, match_queries
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
-from stillroom.students.encoders.vggt_load import load_vggt
+from stillroom.students.encoders.vggt_load import encoder_config, load_vggt
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer, open_tokenizer
@@ -174,6 +174,24 @@ def _opened(open_it: Callable[..., Any], where: Path | str, **options: Any) -> A
         raise BadInputError(f"{where} is no language model's checkpoint: {reason}") from None
 
 
+def described_student(
+    config: DistillConfig, encoder: Path | str, language_model: Path | str = ""
+) -> StillroomConfig:
+    """The config of a recipe's student before anything of it is loaded or fetched.
+
+    Sizes are read from the headers of checkpoints; those of published ones are known.
+
+    Raises:
+        BadInputError: no such encoder or language model.
+    """
+    text = (
+        pretrained_config(language_model, config.student)
+        if language_model
+        else language_config(config.student)
+    )
+    return student_config(config, encoder_config(encoder, heads=KEPT_HEADS), text)
+
+
 def build_student(
     config: DistillConfig,
     encoder: Path | str,
@@ -220,7 +238,8 @@ def _fresh(
             begin_copying(student.language_model)
     # Taken as they are, not copied: an encoder of a billion parameters lies in memory once.
     student.encoder.load_state_dict(vggt.state_dict(), assign=True)
-    student.encoder.requires_grad_(not built.freeze_encoder)
+    if built.freeze_encoder:
+        student.encoder.requires_grad_(False)
     processor = StillroomProcessor(
         image_size=built.image_size, max_views=built.max_views, tokenizer=words
     )

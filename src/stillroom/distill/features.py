@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from stillroom.scenes.store import SceneStore, write_atomically
 if TYPE_CHECKING:
     from stillroom.students.model import StillroomStudent
     from stillroom.students.processor import StillroomProcessor
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -108,7 +111,11 @@ def cache_features(
 def _alone(lock: Path) -> Iterator[None]:
     """Hold a lock that other processes wait for, and that a killed one lets go."""
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("another run makes %s; waiting for it", lock.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from stillroom.distill.config import LoraConfig
 from stillroom.records import BadInputError
 from stillroom.students.model import StillroomStudent
@@ -39,11 +42,22 @@ def add_lora(student: StillroomStudent, config: LoraConfig) -> None:
     inject_adapter_in_model(settings, lm)
 
 
-def merge_lora(student: StillroomStudent) -> None:
-    """Add the updates to the weights they stand beside and take peft's layers out, in place."""
-    lm: Any = student.language_model
-    for name, module in list(lm.named_modules()):
-        if hasattr(module, "base_layer") and hasattr(module, "merge"):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(lm.get_submodule(parent), child, module.get_base_layer())
+def merged_state(student: StillroomStudent) -> dict[str, Tensor]:
+    """The student's weights by the names they have without peft, updates added in.
+
+    Nothing of the student changes; weights without an update are not copied.
+    """
+    state: dict[str, Tensor] = student.state_dict()
+    for name, module in student.named_modules():
+        if not hasattr(module, "get_delta_weight"):
+            continue
+        layer: Any = module
+        for key in [key for key in state if key.startswith(f"{name}.lora_")]:
+            del state[key]
+        for key in [key for key in state if key.startswith(f"{name}.base_layer.")]:
+            state[key.replace(".base_layer.", ".")] = state.pop(key)
+        with torch.no_grad():
+            for adapter in layer.active_adapters:
+                update = layer.get_delta_weight(adapter)
+                state[f"{name}.weight"] = state[f"{name}.weight"] + update
+    return state

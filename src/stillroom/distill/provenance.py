@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,16 @@ def provenance(
         "steps": steps,
         "scenes_per_step": config.train.scenes_per_step,
         "seconds": round(seconds, 1),
-        "config": asdict(config),
+        "config": asdict(
+            replace(
+                config,
+                encoder=_name(config.encoder),
+                language_model=_name(config.language_model),
+                start_from=_name(config.start_from),
+                tokenizer=_name(config.tokenizer),
+                features="",
+            )
+        ),
     }
 
 

@@ -9,13 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache, cache_features
-from stillroom.distill.lora import merge_lora
+from stillroom.distill.lora import merged_state
 from stillroom.distill.provenance import provenance
 from stillroom.distill.step import count_labelled, distill_step, term_names, tokens_right
 from stillroom.distill.weighting import BoundedUncertainty, StaticWeights
@@ -129,9 +130,15 @@ def distill(
 
 def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
     """Write a student's checkpoint in bf16 with its processor, as the Auto classes read it."""
-    rounded = copy.deepcopy(student)
-    merge_lora(rounded)
-    rounded.bfloat16().save_pretrained(folder)
+    # Built without memory and given the rounded weights: no second student in single precision.
+    with torch.device("meta"):
+        rounded = StillroomStudent(copy.deepcopy(student.config))
+    state = merged_state(student)
+    for name in list(state):
+        state[name] = state[name].to("cpu", torch.bfloat16)
+    rounded.load_state_dict(state, assign=True)
+    rounded.tie_weights()
+    rounded.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

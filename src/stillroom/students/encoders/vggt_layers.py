@@ -99,7 +99,8 @@ class Block(nn.Module):
         x: Float[Tensor, "n t d"],
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "n t d"]:
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
+        eager = not torch.compiler.is_compiling()
+        if eager and x.device.type == "cpu" and not torch.is_grad_enabled():
             return self._in_portions(x, rotary)
         x = x + self.ls1(self.attn(self.norm1(x), rotary))
         return x + self.ls2(self.mlp(self.norm2(x)))
