@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from stillroom.students.encoders.vggt import VGGT
@@ -52,16 +52,9 @@ def write_world(home: Path) -> Path:
 
 def write_llama_tokenizer(folder: Path) -> Path:
     """In the manner of the teacher's: SentencePiece spaces, <unk>, <s> and </s> as 0, 1 and 2."""
-    bpe = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    bpe = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    bpe.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
     _train(bpe, ["<unk>", "<s>", "</s>"], 200)
     return _write(bpe, folder, {"bos_token": "<s>", "eos_token": {"content": "</s>"}})
 

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from stillroom.records import BadInputError
 from stillroom.text.mentions import mentions
@@ -95,8 +95,8 @@ def write(folder: Path, bpe: tokenizers.Tokenizer, specials: list[str], **settin
 def llama(tmp_path: Path) -> Path:
     """Spaces are characters, and one stands before every text, as SentencePiece has it."""
     bpe = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    bpe.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
     end = {"content": "</s>", "lstrip": False}
     return write(tmp_path, bpe, ["<unk>", "<s>", "</s>"], bos_token="<s>", eos_token=end)
 

@@ -47,7 +47,14 @@ class Tokenizer:
     ``bos_id`` stands right before an answer, ``eos_id`` ends it.
     """
 
-    def __init__(self, file: Path, *, bos_id: int = 1, eos_id: int = 2, pad_id: int = 0) -> None:
+    # Those of the made worlds' tokenizer; an object has its own.
+    bos_id: int = 1
+    eos_id: int = 2
+    pad_id: int = 0
+
+    def __init__(
+        self, file: Path, *, bos_id: int = bos_id, eos_id: int = eos_id, pad_id: int = pad_id
+    ) -> None:
         self.file = file
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
         self._bpe = tokenizers.Tokenizer.from_file(str(file))

@@ -32,7 +32,8 @@ class Attention(nn.Module):
         x: Float[Tensor, "n t d"],
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "n t d"]:
-        mixed = F.scaled_dot_product_attention(*self.project(x, rotary))
+        q, k, v = self.project(x, rotary)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def project(
@@ -123,8 +124,9 @@ class Block(nn.Module):
                 whole = [p.new_empty(*p.shape[:2], x.shape[1], p.shape[3]) for p in parts]
             for target, part in zip(whole, parts, strict=True):
                 target[:, :, span] = part
-        mixed = F.scaled_dot_product_attention(*whole)  # [n heads t d]
-        whole.clear()
+        q, k, v = whole
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [n heads t d]
+        del q, k, v, whole
         out = torch.empty_like(x)
         for span in spans:
             own = self.attn.proj(mixed[:, :, span].transpose(1, 2).flatten(2))
