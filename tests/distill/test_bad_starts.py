@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_world import write_llama_tokenizer, write_qwen, write_world
 
 from stillroom.distill.build import build_student
@@ -106,7 +107,7 @@ def test_a_folder_without_a_tokenizer_is_refused(world: Path) -> None:
 
 # LoRA. ------------------------------------------------------------------------------------------
 
-LORA = replace(TINY, language_model="qwen", lora=LoraConfig(rank=2, alpha=4.0))
+LORA = replace(TINY, language_model="qwen", lora=LoraConfig(rank=2, alpha=4))
 
 
 def test_lora_trains_the_updates_and_leaves_a_student_without_them(

@@ -94,7 +94,7 @@ class LoraConfig:
     # Rank of every update; 0 trains the whole language model instead.
     rank: int = 0
     # The updates count alpha / rank.
-    alpha: float = 32.0
+    alpha: int = 32
     # Share of the input that an update does not see in a step.
     dropout: float = 0.0
 

@@ -135,7 +135,8 @@ def save_student(student: StillroomStudent, processor: StillroomProcessor, folde
         rounded = StillroomStudent(copy.deepcopy(student.config))
     state = merged_state(student)
     for name in list(state):
-        state[name] = state[name].to("cpu", torch.bfloat16)
+        kept = torch.bfloat16 if state[name].is_floating_point() else state[name].dtype
+        state[name] = state[name].to("cpu", kept)
     rounded.load_state_dict(state, assign=True)
     rounded.tie_weights()
     rounded.save_pretrained(folder)

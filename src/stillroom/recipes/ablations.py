@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from stillroom.distill.config import DistillConfig, SlotConfig
 from stillroom.recipes.mini import mini_cpu
@@ -30,8 +31,10 @@ def _no_slots(config: DistillConfig) -> DistillConfig:
 
 
 def _without(term: str) -> Change:
+    off: dict[str, Any] = {term: False}
+
     def change(config: DistillConfig) -> DistillConfig:
-        return _no_slots(replace(config, losses=replace(config.losses, **{term: False})))
+        return _no_slots(replace(config, losses=replace(config.losses, **off)))
 
     return change
 
