@@ -34,7 +34,7 @@ from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack
 from stillroom.students.connector import VisionFeatures
 from stillroom.students.encoders.vggt_config import VGGTConfig, mini_config
 from stillroom.students.model import StillroomStudent
-from stillroom.students.sizes import count_parameters
+from stillroom.students.parameters import count_parameters
 
 GIB = 2**30
 

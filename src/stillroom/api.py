@@ -228,7 +228,7 @@ def params(recipe: str) -> dict[str, int]:
     """
     from stillroom import recipes, registry
     from stillroom.distill.build import described_student
-    from stillroom.students.sizes import parameter_table
+    from stillroom.students.parameters import parameter_table
 
     config = recipes.table("distill")[recipe]()
     encoder = registry.locate(config.encoder)

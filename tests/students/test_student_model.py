@@ -24,8 +24,8 @@ from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
 from stillroom.students.model import StillroomStudent
+from stillroom.students.parameters import parameter_table
 from stillroom.students.processor import StillroomProcessor
-from stillroom.students.sizes import parameter_table
 
 Make = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from stillroom import __version__
 from stillroom.distill.config import DistillConfig
 from stillroom.scenes.store import SceneStore
 from stillroom.students.model import StillroomStudent
-from stillroom.students.sizes import parameter_table
+from stillroom.students.parameters import parameter_table
 
 
 def provenance(
