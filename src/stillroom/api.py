@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -197,9 +197,13 @@ def distill(
     scenes: Path | str,
     labels: Path | str,
     out: Path | str,
+    recipe: str = "",
     progress: Progress | None = None,
 ) -> str:
-    """Train a student on a teacher's labels; a sentence on how it went."""
+    """Train a student on a teacher's labels; a sentence on how it went.
+
+    ``recipe`` is the config's name, for the student's model card.
+    """
     from stillroom import registry
     from stillroom.distill import run
 
@@ -210,20 +214,25 @@ def distill(
         out=Path(out),
         encoder=registry.locate(config.encoder),
         language_model=_language_model(config),
+        tokenizer=config.tokenizer,
+        recipe=recipe,
+        meta=run_meta(time.monotonic()),
         progress=progress,
     )
 
 
 def params(recipe: str) -> dict[str, int]:
-    """Parameters of a recipe's student by part, and their total; nothing is allocated."""
+    """Parameters of a recipe's student by part, and their total.
+
+    Nothing is allocated, and nothing fetched where the parts are published ones.
+    """
     from stillroom import recipes, registry
-    from stillroom.distill.build import KEPT_HEADS, student_config
-    from stillroom.students.encoders.vggt_load import load_vggt
-    from stillroom.students.model import parameter_table
+    from stillroom.distill.build import described_student
+    from stillroom.students.parameters import parameter_table
 
     config = recipes.table("distill")[recipe]()
-    encoder = load_vggt(registry.locate(config.encoder), heads=KEPT_HEADS).config
-    return parameter_table(student_config(config, encoder, _language_model(config)))
+    encoder = registry.locate(config.encoder)
+    return parameter_table(described_student(config, encoder, _language_model(config)))
 
 
 def _language_model(config: DistillConfig) -> Path | str:
@@ -289,7 +298,22 @@ def evaluate(
         identities={name: _identity(name, teacher, labels) for name in rows},
     )
     write_report(results, out=out, store=store)
+    if registry.kind_of(model)[0] == "student":
+        refresh_card(model, results, row=model)
     return results
+
+
+def refresh_card(model: str, results: Mapping[str, Any], *, row: str) -> None:
+    """Write the scores of a row into the model card of a student that ``distill`` made.
+
+    Nothing is done for models that are shipped, come from the hub or have no provenance.
+    """
+    from stillroom import registry
+    from stillroom.students.card import add_scores
+
+    place = registry.locate(registry.kind_of(model)[1])
+    if isinstance(place, Path) and registry.MODELS not in place.parents:
+        add_scores(place, results, row=row)
 
 
 def _require_labels_of(teacher: str, labels: Path) -> None:

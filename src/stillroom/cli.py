@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -312,14 +313,14 @@ def distill(words: Sequence[str]) -> int:
 
 
 def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> int:
-    _, options = _recipe_options(words, verb, extra)
+    recipe, options = _recipe_options(words, verb, extra)
     from stillroom import api
 
     logging.getLogger("stillroom").setLevel(logging.INFO)
     runs: dict[str, Callable[..., str]] = {
         "pretrain-encoder": api.pretrain_encoder,
         "teach": api.teach,
-        "distill": api.distill,
+        "distill": partial(api.distill, recipe=recipe),
     }
     folders = {name: getattr(options, name) for name in extra}
     from stillroom.training.handed import TrainingDiverged

@@ -155,7 +155,8 @@ class Batches:
         """Any scenes with any of their questions."""
         own = torch.from_numpy(self.features.own_depth[rows].astype(np.float32))
         views = own.shape[1]
-        prefix = views * self.config.student.vision_grid**2
+        sizes = self.config.student
+        prefix = 1 if sizes.vision_pool == "mean" else views * sizes.vision_grid**2
         layout: dict[str, Any] = {
             "slots": self.config.slots.used,
             "slot_position": self.config.slots.position,

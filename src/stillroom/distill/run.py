@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache, cache_features
+from stillroom.distill.lora import merged_state
+from stillroom.distill.provenance import provenance
 from stillroom.distill.step import count_labelled, distill_step, term_names, tokens_right
 from stillroom.distill.weighting import BoundedUncertainty, StaticWeights
 from stillroom.records import BadInputError, content_hash
 from stillroom.scenes.store import SceneStore, open_store
+from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
@@ -40,18 +45,22 @@ def distill(
     out: Path,
     encoder: Path | str,
     language_model: Path | str = "",
+    tokenizer: Path | str = "",
+    recipe: str = "",
+    meta: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Train a student on labelled scenes; ``out/student`` holds it, in bf16.
+    """Train a student on labelled scenes; ``out/student`` holds it, in bf16, with its model card.
 
-    ``encoder`` and ``language_model`` are where those of the recipe lie. The frozen encoder sees
-    every scene once; its features are kept in ``out/features``.
+    ``encoder``, ``language_model`` and ``tokenizer`` are where those of the recipe lie; ``recipe``
+    is its name and ``meta`` says how it was run (commit, command, machine), for the card. The
+    frozen encoder sees every scene once; its features are kept in ``out/features``.
 
     Raises:
         BadInputError: missing labels, scenes of several kinds, or ``out`` holds another run.
     """
     store, taught = open_store(scenes), open_labels(labels)
-    student, processor = build_student(config, encoder, language_model)
+    student, processor = build_student(config, encoder, language_model, tokenizer)
     revision = _digest(student.encoder)
     ids = {
         "train": _labelled(store, taught, config.train_split),
@@ -60,15 +69,24 @@ def distill(
     every = list(dict.fromkeys(ids["train"] + ids["val"]))
     settings = {
         "verb": "distill",
-        "config": asdict(config),
+        # Where the features lie changes nothing of them.
+        "config": asdict(replace(config, features="")),
         "encoder": revision,
         "start": _digest(student.language_model),
         "labels": taught.settings,
         "scenes": content_hash(every),
     }
     # Refuse a foreign folder before anything is computed or written.
-    open_run(out, config=config.train, settings=settings)
-    features = cache_features(student, processor, store, every, out / "features", encoder=revision)
+    run = open_run(out, config=config.train, settings=settings)
+    features = cache_features(
+        student,
+        processor,
+        store,
+        every,
+        Path(config.features) if config.features else out / "features",
+        encoder=revision,
+        precision=config.encoder_precision,
+    )
     training, held_out = (
         _batches(config, features, store, taught, ids[name], processor) for name in ("train", "val")
     )
@@ -91,14 +109,36 @@ def distill(
         settings=settings,
         progress=count_steps(progress),
     )
-    save_student(student, processor, out / "student")
+    home = out / "student"
+    if run.finished is None or not (home / PROVENANCE_FILE).is_file():
+        save_student(student, processor, home)
+        facts = provenance(
+            config,
+            student,
+            recipe=recipe,
+            teacher=taught.settings["teacher"],
+            store=store,
+            scene_ids=ids,
+            steps=result.steps,
+            seconds=result.seconds,
+            meta=meta or {},
+        )
+        write_card(home, facts)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
-    return f"{out / 'student'} after {result.steps} steps, best at {result.best_step}: {shown}"
+    return f"{home} after {result.steps} steps, best at {result.best_step}: {shown}"
 
 
 def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
     """Write a student's checkpoint in bf16 with its processor, as the Auto classes read it."""
-    rounded = copy.deepcopy(student).bfloat16()
+    # Built without memory and given the rounded weights: no second student in single precision.
+    with torch.device("meta"):
+        rounded = StillroomStudent(copy.deepcopy(student.config))
+    state = merged_state(student)
+    for name in list(state):
+        kept = torch.bfloat16 if state[name].is_floating_point() else state[name].dtype
+        state[name] = state[name].to("cpu", kept)
+    rounded.load_state_dict(state, assign=True)
+    rounded.tie_weights()
     rounded.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -376,27 +376,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def parameter_table(config: StillroomConfig) -> dict[str, int]:
-    """Parameters by part, and ``total``; counted on the meta device, nothing is allocated."""
-    with torch.device("meta"):
-        student = StillroomStudent(config)
-    table = {"language_model": _count(student.language_model)}
-    table |= {name: _count(part) for name, part in student.encoder.named_children()}
-    table |= {
-        "projector": _count(student.connector.projector),
-        "depth_code": _count(student.connector.depth_code),
-        "slots": _count(student.slots),
-        "depth_bins": _count(student.depth_bins),
-        "mention_boxes": _count(student.mention_boxes),
-    }
-    table["total"] = _count(student)
-    return table
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _register() -> None:
     """Make the Auto classes of transformers know a student's folder by its ``config.json``."""
     AutoConfig.register("stillroom", StillroomConfig, exist_ok=True)
