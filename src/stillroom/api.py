@@ -219,7 +219,7 @@ def params(recipe: str) -> dict[str, int]:
     from stillroom import recipes, registry
     from stillroom.distill.build import KEPT_HEADS, student_config
     from stillroom.students.encoders.vggt_load import load_vggt
-    from stillroom.students.model import parameter_table
+    from stillroom.students.parameters import parameter_table
 
     config = recipes.table("distill")[recipe]()
     encoder = load_vggt(registry.locate(config.encoder), heads=KEPT_HEADS).config

@@ -17,7 +17,8 @@ from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
-from stillroom.students.model import StillroomStudent, parameter_table
+from stillroom.students.model import StillroomStudent
+from stillroom.students.parameters import parameter_table
 from stillroom.students.processor import StillroomProcessor
 
 Make = Callable[..., Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from stillroom.distill.config import DistillConfig, StudentSizes
 from stillroom.engine.initial import begin_copying, match_queries
 from stillroom.records import BadInputError
+from stillroom.scenes.rooms import CATEGORIES
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
 from stillroom.students.encoders.vggt_load import load_vggt
@@ -24,11 +26,16 @@ KEPT_HEADS = ("depth_head",)
 
 
 def student_config(
-    config: DistillConfig, encoder: VGGTConfig, language_model: Path | str = ""
+    config: DistillConfig,
+    encoder: VGGTConfig,
+    language_model: Path | str = "",
+    *,
+    feature_width: int = 0,
 ) -> StillroomConfig:
     """The transformers config of the student that a recipe describes.
 
-    ``language_model`` is where ``config.language_model`` lies.
+    ``language_model`` is where ``config.language_model`` lies; ``feature_width`` is that of the
+    teacher's features, 0 where there are none.
     """
     size = config.student
     return StillroomConfig(
@@ -44,7 +51,25 @@ def student_config(
         image_size=encoder.image_size,
         max_views=size.max_views,
         blind=not config.vision,
+        **_heads(config, feature_width),
     )
+
+
+def _heads(config: DistillConfig, feature_width: int) -> dict[str, Any]:
+    """Settings of the heads that the losses ask for; one that nothing trains is not made."""
+    size, losses, found = config.student, config.losses, dict[str, Any]()
+    if losses.detection:
+        found |= {
+            "detection_queries": size.detection_queries,
+            "detection_width": size.detection_width,
+            "detection_layers": size.detection_layers,
+            "detection_kinds": list(CATEGORIES),
+        }
+    if losses.spatial:
+        found["relation_width"] = size.relation_width
+    if losses.spatial or losses.feature:
+        found["feature_width"] = feature_width
+    return found
 
 
 def _language_config(where: Path | str, sizes: StudentSizes) -> PretrainedConfig:
@@ -91,11 +116,16 @@ def _opened(open_it: Callable[..., Any], where: Path | str, **options: Any) -> A
 
 
 def build_student(
-    config: DistillConfig, encoder: Path | str, language_model: Path | str = ""
+    config: DistillConfig,
+    encoder: Path | str,
+    language_model: Path | str = "",
+    *,
+    feature_width: int = 0,
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     """A student ready to be trained, drawn from the recipe's seed.
 
-    ``encoder`` and ``language_model`` are where those of the recipe lie.
+    ``encoder`` and ``language_model`` are where those of the recipe lie. A student to go on from
+    gets the heads that the losses ask for and it lacks. ``feature_width`` as in ``student_config``.
 
     Raises:
         BadInputError: no such encoder or language model, or ``start_from`` is no student's
@@ -103,9 +133,10 @@ def build_student(
     """
     if config.start_from:
         student = StillroomStudent.from_pretrained(config.start_from, dtype=torch.float32)
+        student = _with_heads(student, _heads(config, feature_width), config.train.seed)
         return student, StillroomProcessor.from_pretrained(config.start_from)
     vggt = load_vggt(encoder, heads=KEPT_HEADS)
-    built = student_config(config, vggt.config, language_model)
+    built = student_config(config, vggt.config, language_model, feature_width=feature_width)
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)
     if language_model:
@@ -117,3 +148,26 @@ def build_student(
             begin_copying(student.language_model)
     student.encoder.load_state_dict(vggt.state_dict())
     return student, StillroomProcessor(image_size=built.image_size, max_views=built.max_views)
+
+
+def _with_heads(student: StillroomStudent, heads: dict[str, Any], seed: int) -> StillroomStudent:
+    """The same student with heads it lacks, fresh; those it has stay as they were trained."""
+    mine, width = student.config, heads.get("feature_width", 0)
+    if width and mine.feature_width not in (0, width):
+        raise BadInputError(
+            f"the student to go on from was taught by features {mine.feature_width} wide, these "
+            f"labels have {width}; start from scratch, or label with the same teacher"
+        )
+    wanted = copy.deepcopy(mine)
+    for switch in ("detection_queries", "relation_width", "feature_width"):
+        if heads.get(switch) and not getattr(mine, switch):
+            kind = switch.split("_")[0]
+            for name in (name for name in heads if name.startswith(kind)):
+                setattr(wanted, name, heads[name])
+    if wanted.to_dict() == mine.to_dict():
+        return student
+    torch.manual_seed(seed)
+    grown = StillroomStudent(wanted)
+    loaded = grown.load_state_dict(student.state_dict(), strict=False)
+    assert not loaded.unexpected_keys
+    return grown

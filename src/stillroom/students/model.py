@@ -1,4 +1,4 @@
-"""The student: geometry encoder, connector, thinking slots, language model, depth head.
+"""The student: geometry encoder, connector, thinking slots, language model, heads.
 
 ``[V] [T_1..T_K] [Q] <bos> [A] <eos>``: vision tokens, slots, the question, and the answer, whose
 first token is predicted from ``<bos>``. The same row is trained (``forward_packed``), decoded in a
@@ -41,14 +41,18 @@ from stillroom.engine.prefix import PackedStates, ScenePrefix, prefill, read_pac
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
+from stillroom.students.detector import Detector
 from stillroom.students.encoders.vggt import VGGT, Head
-from stillroom.students.heads import DepthBins, MentionBoxes
+from stillroom.students.heads import DepthBins, FeatureProjector, MentionBoxes, Relations
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.slots import Slots
 
+#: Modules that draw their own start values.
+_OUR_PARTS = (Connector, Slots, DepthBins, MentionBoxes, Detector, Relations, FeatureProjector)
+
 
 class StillroomStudent(PreTrainedModel, GenerationMixin):
-    """Answers questions about a scene from photos, and says how deep it believes it to be."""
+    """Answers questions about a scene from photos, and says where it believes things to be."""
 
     config: StillroomConfig
     config_class = StillroomConfig
@@ -71,11 +75,31 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             config.language_model, attn_implementation=config._attn_implementation
         )
         self.post_init()
+        # After all draws: with and without these, every other part starts from the same values.
+        self._add_heads(config, width)
         self._freeze()
+
+    def _add_heads(self, config: StillroomConfig, width: int) -> None:
+        """The heads that a config asks for; the others are None."""
+        self.detector: Detector | None = None
+        self.relations: Relations | None = None
+        self.feature_projector: FeatureProjector | None = None
+        if config.detection_queries:
+            self.detector = Detector(
+                width,
+                queries=config.detection_queries,
+                width=config.detection_width,
+                layers=config.detection_layers,
+                kinds=len(config.detection_kinds or ()),
+            )
+        if config.relation_width:
+            self.relations = Relations(width, width=config.relation_width)
+        if config.feature_width:
+            self.feature_projector = FeatureProjector(width, config.feature_width)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of our own parts; encoder and language model have drawn theirs."""
-        if isinstance(module, Connector | Slots | DepthBins | MentionBoxes):
+        if isinstance(module, _OUR_PARTS):
             module.reset_parameters()
 
     def _freeze(self) -> None:
@@ -374,27 +398,6 @@ def _check_kind(where: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def parameter_table(config: StillroomConfig) -> dict[str, int]:
-    """Parameters by part, and ``total``; counted on the meta device, nothing is allocated."""
-    with torch.device("meta"):
-        student = StillroomStudent(config)
-    table = {"language_model": _count(student.language_model)}
-    table |= {name: _count(part) for name, part in student.encoder.named_children()}
-    table |= {
-        "projector": _count(student.connector.projector),
-        "depth_code": _count(student.connector.depth_code),
-        "slots": _count(student.slots),
-        "depth_bins": _count(student.depth_bins),
-        "mention_boxes": _count(student.mention_boxes),
-    }
-    table["total"] = _count(student)
-    return table
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _register() -> None:
