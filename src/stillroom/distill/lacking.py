@@ -29,7 +29,8 @@ def scenes_without(batches: Batches) -> dict[str, list[int]]:
 
 def steps_without(out: Path, losses: LossConfig) -> dict[str, tuple[int, int]]:
     """By term that is on: steps of the run in ``out`` that had no label for it, of how many."""
-    steps = read_log(out / "log.jsonl", kind="step")
+    log = out / "log.jsonl"
+    steps = read_log(log, kind="step") if log.is_file() else []
     found = {}
     for term in losses.terms:
         parts = losses.parts.get(term, {term: 1.0})
