@@ -186,8 +186,9 @@ def relation_kl(logits: Float[Tensor, "*p"], target: Float[Tensor, "*p"]) -> Flo
 
     ``target`` is the probability that it holds, ``logits`` the student's log odds of it.
     """
-    target = widened(target)
-    crossed = F.binary_cross_entropy_with_logits(widened(logits), target, reduction="none")
+    logits = widened(logits)
+    target = target.to(logits.dtype)
+    crossed = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = -torch.special.xlogy(target, target) - torch.special.xlogy(1 - target, 1 - target)
     return crossed - entropy
 

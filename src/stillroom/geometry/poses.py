@@ -60,7 +60,7 @@ def rotation_z(angle: float) -> Float[np.ndarray, "3 3"]:
 
 def yaw_of(rotation: Float[np.ndarray, "*n 3 3"]) -> Float[np.ndarray, "*n"]:
     """Turn about z [rad] of a box's own x axis seen from above; exact for upright boxes."""
-    return np.arctan2(rotation[..., 1, 0], rotation[..., 0, 0])
+    return np.asarray(np.arctan2(rotation[..., 1, 0], rotation[..., 0, 0]))
 
 
 def rotation_from_wxyz(wxyz: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 3 3"]:
