@@ -168,8 +168,8 @@ def test_pairs_and_regions_stand_at_the_right_cells() -> None:
         scene_ids=("a",),
         things=things,
         partner=partner,
-        intrinsics=np.tile(np.array([[28.0, 0, 14], [0, 28, 14], [0, 0, 1]]), (1, 2, 1, 1)),
-        c2w=np.tile(np.eye(4), (1, 2, 1, 1)),
+        intrinsics=np.tile(np.float32([[28, 0, 14], [0, 28, 14], [0, 0, 1]]), (1, 2, 1, 1)),
+        c2w=np.tile(np.eye(4, dtype=np.float32), (1, 2, 1, 1)),
         image_size=28,
     )
     cells = np.array([[[[7, 3], [0, 7]], [[0, 0], [3, 0]]]], np.float16)
