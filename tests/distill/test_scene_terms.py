@@ -432,6 +432,9 @@ def test_a_student_to_go_on_from_gets_the_heads_it_lacks(world: Path, tmp_path: 
     again = replace(ALL, start_from=str(tmp_path / "grown"))
     same, _ = build_student(again, world / "encoder", feature_width=WIDTH)
     assert all(torch.equal(value, after[name]) for name, value in same.state_dict().items())
+    more = replace(again, student=replace(SIZES, detection_queries=5))
+    with pytest.raises(BadInputError, match="has 4 detection_queries, the recipe 5"):
+        build_student(more, world / "encoder", feature_width=WIDTH)
     with pytest.raises(BadInputError, match="features 10 wide, these labels have 12"):
         build_student(again, world / "encoder", feature_width=12)
 

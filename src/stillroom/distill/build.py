@@ -158,6 +158,12 @@ def _with_heads(student: StillroomStudent, heads: dict[str, Any], seed: int) -> 
             f"the student to go on from was taught by features {mine.feature_width} wide, these "
             f"labels have {width}; start from scratch, or label with the same teacher"
         )
+    if 0 < mine.detection_queries < heads.get("detection_queries", 0):
+        raise BadInputError(
+            f"the student to go on from has {mine.detection_queries} detection_queries, the recipe "
+            f"{heads['detection_queries']}: it could not find that many things; ask for at most "
+            f"--student.detection-queries {mine.detection_queries}"
+        )
     wanted = copy.deepcopy(mine)
     for switch in ("detection_queries", "relation_width", "feature_width"):
         if heads.get(switch) and not getattr(mine, switch):
