@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.records import (
     BadInputError,
-    Question,
     Scene,
     Signal,
     Split,
-    asked,
     content_hash,
 )
 
@@ -368,23 +366,9 @@ def open_scene(model: str, photos: Path | str) -> StudentSession:
 
 def ask(model: str, photos: Path | str, question: str) -> str:
     """One answer about a folder of photos or a capture."""
-    from stillroom import registry
+    from stillroom.asking import reply
 
-    kind, where = registry.kind_of(model)
-    if kind not in ("student", "llava3d"):
-        raise BadInputError(f"{model!r} does not look at photos; ask a student or a teacher")
-    # Read what is cheap to refuse before a model is loaded.
-    scene = open_photos(photos)
-    wanted: Question = asked(scene.scene_id, question)
-    if kind == "student":
-        from stillroom.students.session import StudentAnswerer
-
-        session: Any = StudentAnswerer.from_folder(registry.locate(where)).open(scene)
-    else:
-        from stillroom.teachers.llava3d import LLaVA3DTeacher
-
-        session = LLaVA3DTeacher.from_folder(registry.locate(where)).open(scene)
-    return str(session.answer([wanted])[0].text)
+    return reply(model, open_photos(photos), question).answer
 
 
 def verify(

@@ -443,6 +443,9 @@ def ask(words: Sequence[str]) -> int:
         question: Positional[Text],
         /,
         *,
+        boxes: bool = False,
+        depth: bool = False,
+        out: Path = Path("depth"),
         json: bool = False,
     ) -> dict[str, Any]:
         """Ask a model one question about a folder of photos or a capture.
@@ -451,16 +454,28 @@ def ask(words: Sequence[str]) -> int:
             model: student_mini, a checkpoint folder, or a hub id.
             photos: Folder of photos, or a capture that scenes import reads.
             question: What to ask.
+            boxes: Also list the things found, in metres right, forward and up from the floor below
+                the first photo's camera.
+            depth: Also write how deep each photo is: NAME.npy in metres, NAME.png to look at.
+            out: Folder for what --depth writes.
             json: Print one JSON object.
         """
         return locals()
 
-    from stillroom import api
+    from stillroom import api, asking
 
     given = _parse(options, words, "ask")
-    as_json = given.pop("json")
-    answer = api.ask(**given)
-    _say(json.dumps({"question": given["question"], "answer": answer}) if as_json else answer)
+    as_json, out = given.pop("json"), given.pop("out")
+    boxes, depth = given["boxes"], given["depth"]
+    said = asking.reply(given.pop("model"), api.open_photos(given.pop("photos")), **given)
+    written = asking.write_depth(said, out) if depth else []
+    if as_json:
+        record: dict[str, Any] = {"question": said.question, "answer": said.answer}
+        record |= {"boxes": asking.box_rows(said.geometry), "frame": "view0"} if boxes else {}
+        _say(json.dumps(record | ({"depth": written} if depth else {})))
+        return 0
+    lines = [said.answer, *(asking.box_lines(said.geometry) if boxes else [])]
+    _say("\n".join([*lines, *asking.depth_lines(written)]))
     return 0
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache
+from stillroom.distill.scene_labels import SceneLabels, scene_labels
+from stillroom.distill.targets import SceneTargets
 from stillroom.engine.naming import UNKNOWN, Words
 from stillroom.engine.packing import Packed, pack_questions, question_places, stack_rows
 from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
@@ -42,6 +44,8 @@ class Batch:
     topk_ids: Int[Tensor, "a k"] | None
     topk_logits: Float[Tensor, "a k"] | None
     logsumexp: Float[Tensor, "a"] | None
+    # What detection, spatial, multi-view and feature terms are taught by; None where they are off.
+    scene: SceneLabels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +115,10 @@ class Batches:
         items: Mapping[str, Sequence[Item]],
         prompts: Mapping[str, str],
         tokenizer: Tokenizer,
+        targets: SceneTargets | None = None,
     ) -> None:
-        self.config, self.features = config, features
+        assert targets is None or targets.scene_ids == features.scene_ids
+        self.config, self.features, self.targets = config, features, targets
         self.items, self.start_id = items, tokenizer.bos_id
         self.scene_ids = list(items)
         self.rows = features.rows(self.scene_ids)
@@ -133,6 +139,10 @@ class Batches:
     def at(self, step: int, micro: int) -> Batch:
         """One micro-batch of training."""
         chosen = rows_at(step, micro, config=self.config.train, rows=len(self.scene_ids))
+        return self.sample(chosen, step)
+
+    def sample(self, chosen: Sequence[int], step: int = 0) -> Batch:
+        """Scenes by their number in ``scene_ids``, with the questions that a step asks."""
         picked = [self._pick(index, step) for index in chosen]
         return self.batch([self.rows[index] for index in chosen], picked)
 
@@ -191,7 +201,20 @@ class Batches:
             name_words=self.words,
             mention_at=torch.tensor(at, dtype=torch.long).reshape(-1, 2),
             mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
+            scene=self.scene(rows),
             **_logits([item.label for row in items for item in row]),
+        )
+
+    def scene(self, rows: Sequence[int]) -> SceneLabels | None:
+        """What the scenes themselves teach, whatever is asked; None for a blind student."""
+        if self.targets is None or not self.config.vision:
+            return None
+        return scene_labels(
+            self.targets,
+            rows,
+            self.features.cells[rows],
+            self.config.losses,
+            queries=self.config.student.detection_queries,
         )
 
 

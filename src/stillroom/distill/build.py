@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from stillroom.distill.config import DistillConfig, StudentSizes
 from stillroom.distill.lora import add_lora
 from stillroom.engine.initial import begin_copying, match_queries
 from stillroom.records import BadInputError
+from stillroom.scenes.rooms import CATEGORIES
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
 from stillroom.students.encoders.vggt_load import encoder_config, load_vggt
@@ -47,11 +49,14 @@ def student_config(
     encoder: VGGTConfig,
     text: PretrainedConfig,
     tokenizer: Tokenizer | None = None,
+    *,
+    feature_width: int = 0,
 ) -> StillroomConfig:
     """The transformers config of the student that a recipe describes.
 
     ``text`` is its language model's; ``tokenizer`` gives the ids that begin and end an answer, by
-    default the made worlds'.
+    default the made worlds'. ``feature_width`` is that of the teacher's features, 0 where there are
+    none.
     """
     size, words = config.student, load_tokenizer() if tokenizer is None else tokenizer
     return StillroomConfig(
@@ -69,7 +74,25 @@ def student_config(
         pad_token_id=words.pad_id,
         bos_token_id=words.bos_id,
         eos_token_id=words.eos_id,
+        **_heads(config, feature_width),
     )
+
+
+def _heads(config: DistillConfig, feature_width: int) -> dict[str, Any]:
+    """Settings of the heads that the losses ask for; one that nothing trains is not made."""
+    size, losses, found = config.student, config.losses, dict[str, Any]()
+    if losses.detection:
+        found |= {
+            "detection_queries": size.detection_queries,
+            "detection_width": size.detection_width,
+            "detection_layers": size.detection_layers,
+            "detection_kinds": list(CATEGORIES),
+        }
+    if losses.spatial:
+        found["relation_width"] = size.relation_width
+    if losses.spatial or losses.feature:
+        found["feature_width"] = feature_width
+    return found
 
 
 def language_config(sizes: StudentSizes, tokenizer: Tokenizer | None = None) -> PretrainedConfig:
@@ -197,10 +220,14 @@ def build_student(
     encoder: Path | str,
     language_model: Path | str = "",
     tokenizer: Path | str = "",
+    *,
+    feature_width: int = 0,
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     """A student ready to be trained, drawn from the recipe's seed.
 
-    ``encoder``, ``language_model`` and ``tokenizer`` are where those of the recipe lie.
+    ``encoder``, ``language_model`` and ``tokenizer`` are where those of the recipe lie. A student
+    to go on from gets the heads that the losses ask for and it lacks. ``feature_width`` as in
+    ``student_config``.
 
     Raises:
         BadInputError: no such encoder, language model or tokenizer, or ``start_from`` is no
@@ -208,8 +235,9 @@ def build_student(
     """
     if config.start_from:
         student, processor = _gone_on_with(config)
+        student = _with_heads(student, _heads(config, feature_width), config.train.seed)
     else:
-        student, processor = _fresh(config, encoder, language_model, tokenizer)
+        student, processor = _fresh(config, encoder, language_model, tokenizer, feature_width)
     if config.lora.rank:
         torch.manual_seed(config.train.seed)
         add_lora(student, config.lora)
@@ -217,7 +245,11 @@ def build_student(
 
 
 def _fresh(
-    config: DistillConfig, encoder: Path | str, language_model: Path | str, tokenizer: Path | str
+    config: DistillConfig,
+    encoder: Path | str,
+    language_model: Path | str,
+    tokenizer: Path | str,
+    feature_width: int,
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     words = recipe_tokenizer(tokenizer, language_model)
     text = (
@@ -226,7 +258,7 @@ def _fresh(
         else language_config(config.student, words)
     )
     vggt = load_vggt(encoder, heads=KEPT_HEADS)
-    built = student_config(config, vggt.config, text, words)
+    built = student_config(config, vggt.config, text, words, feature_width=feature_width)
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)
     if language_model:
@@ -276,3 +308,32 @@ _DESCRIBED = (
     "max_views",
     "blind",
 )
+
+
+def _with_heads(student: StillroomStudent, heads: dict[str, Any], seed: int) -> StillroomStudent:
+    """The same student with heads it lacks, fresh; those it has stay as they were trained."""
+    mine, width = student.config, heads.get("feature_width", 0)
+    if width and mine.feature_width not in (0, width):
+        raise BadInputError(
+            f"the student to go on from was taught by features {mine.feature_width} wide, these "
+            f"labels have {width}; start from scratch, or label with the same teacher"
+        )
+    if 0 < mine.detection_queries < heads.get("detection_queries", 0):
+        raise BadInputError(
+            f"the student to go on from has {mine.detection_queries} detection_queries, the recipe "
+            f"{heads['detection_queries']}: it could not find that many things; ask for at most "
+            f"--student.detection-queries {mine.detection_queries}"
+        )
+    wanted = copy.deepcopy(mine)
+    for switch in ("detection_queries", "relation_width", "feature_width"):
+        if heads.get(switch) and not getattr(mine, switch):
+            kind = switch.split("_")[0]
+            for name in (name for name in heads if name.startswith(kind)):
+                setattr(wanted, name, heads[name])
+    if wanted.to_dict() == mine.to_dict():
+        return student
+    torch.manual_seed(seed)
+    grown = StillroomStudent(wanted)
+    loaded = grown.load_state_dict(student.state_dict(), strict=False)
+    assert not loaded.unexpected_keys
+    return grown

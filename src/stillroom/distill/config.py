@@ -39,6 +39,23 @@ class StudentSizes:
     vision_pool: Literal["grid", "mean"] = "grid"
     # Of more photos than this, so many are looked at, evenly spread.
     max_views: int = 8
+    # The detector, where losses.detection asks for one: how many guesses (more than things in any
+    # scene), its width (a multiple of 32), its layers.
+    detection_queries: int = 16
+    detection_width: int = 64
+    detection_layers: int = 2
+    # Inner width of the head that relates things, where losses.spatial asks for one.
+    relation_width: int = 64
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a sentence."""
+        for name in ("detection_queries", "detection_layers", "relation_width"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.detection_width < 1 or self.detection_width % 32:
+            raise BadInputError(
+                f"detection_width must be a multiple of 32, got {self.detection_width}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +90,72 @@ class LossConfig:
     grounding: bool = True
     # Detection: the things of a scene as a set of boxes, guessed from the connector's tokens.
     detection: bool = False
+    # Share of the generalised IoU of the boxes beside class and box; 0 leaves it out.
+    detection_iou: float = 0.0
     # Eq. 1 of the paper at points that two photos share, and how things lie to each other.
     spatial: bool = False
+    # Weight of Eq. 1's likeness across views (its lambda); 0 leaves it out.
+    cross_view: float = 0.1
+    # corrected draws a point's features in two views together; paper keeps the printed sign, which
+    # pushes them apart: for comparison only.
+    sign: Literal["corrected", "paper"] = "corrected"
     # The depth that two views predict of one point agrees.
     multi_view: bool = False
     # Vision tokens, projected, are like the teacher's features of the same place; off where the
     # label store has no scene_features.
     feature: bool = False
-    # uncertainty: learned bounded weights (the paper's Eq. 2); static: all terms weigh 1.
+    # What brings the cells of two views together: measured depth, or the encoder's own.
+    pairs_from: Literal["measured", "own"] = "measured"
+    # uncertainty: learned bounded weights (the paper's Eq. 2); static: fixed ones.
     weighting: Literal["uncertainty", "static"] = "uncertainty"
+    # Static weights by term; 1 where not named.
+    weights: dict[str, float] = field(default_factory=dict)
+    # Terms that may teach their head alone. Of any other, one that reaches no parameter that the
+    # answer is made from (connector, slots, language model) is an error.
+    reach_nothing: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a sentence."""
+        for name in ("kl_alpha", "detection_iou", "cross_view"):
+            if getattr(self, name) < 0:
+                raise BadInputError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise BadInputError(f"temperature must be positive, got {self.temperature}")
+        if self.weights and self.weighting != "static":
+            raise BadInputError(
+                "losses.weights are fixed weights: they need losses.weighting static (uncertainty "
+                "weighting learns its own)"
+            )
+        unknown = sorted(self.weights.keys() - set(self.terms))
+        if unknown:
+            raise BadInputError(
+                f"losses.weights names {unknown[0]!r}, which is no term that is on; those are "
+                f"{', '.join(self.terms)}"
+            )
+        if any(weight < 0 for weight in self.weights.values()):
+            raise BadInputError(f"losses.weights must not be negative, got {self.weights}")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms that are on, each with one weight, under the names of ``docs/losses.md``."""
+        depth = ("depth_ce", "depth_reg", "depth_kl") if self.depth else ()
+        grounding = ("naming", "grounding") if self.grounding else ()
+        others = ("detection", "spatial", "multi_view", "feature")
+        return ("text", *depth, *grounding, *(name for name in others if getattr(self, name)))
+
+    @property
+    def parts(self) -> dict[str, dict[str, float]]:
+        """Terms that are sums of several means: what each is made of, with fixed weights."""
+        found: dict[str, dict[str, float]] = {}
+        if self.detection:
+            found["detection"] = {"detection_class": 1.0, "detection_box": 1.0}
+            if self.detection_iou:
+                found["detection"]["detection_iou"] = self.detection_iou
+        if self.spatial:
+            found["spatial"] = {"spatial_feature": 1.0, "spatial_relation": 1.0}
+            if self.cross_view:
+                found["spatial"]["spatial_views"] = self.cross_view
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

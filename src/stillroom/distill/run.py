@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import nn
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig
+from stillroom.distill.config import DistillConfig, LossConfig
 from stillroom.distill.features import FeatureCache, cache_features
+from stillroom.distill.lacking import scenes_without, steps_without
 from stillroom.distill.lora import merged_state
 from stillroom.distill.provenance import provenance
-from stillroom.distill.step import count_labelled, distill_step, term_names, tokens_right
-from stillroom.distill.weighting import BoundedUncertainty, StaticWeights
-from stillroom.records import BadInputError, content_hash
+from stillroom.distill.reach import require_reach, term_reach
+from stillroom.distill.step import count_labelled, distill_step, tokens_right
+from stillroom.distill.targets import OwnDepth, SceneTargets, cache_targets, find_teacher
+from stillroom.distill.weighting import make_weighting
+from stillroom.records import BadInputError, Scene, content_hash
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
@@ -30,6 +36,8 @@ from stillroom.teachers.sampling import right_by_family
 from stillroom.training.handed import count_steps
 from stillroom.training.loop import train
 from stillroom.training.runlog import open_run
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -60,13 +68,19 @@ def distill(
         BadInputError: missing labels, scenes of several kinds, or ``out`` holds another run.
     """
     store, taught = open_store(scenes), open_labels(labels)
-    student, processor = build_student(config, encoder, language_model, tokenizer)
-    revision = _digest(student.encoder)
     ids = {
         "train": _labelled(store, taught, config.train_split),
         "val": _labelled(store, taught, config.validation_split)[: config.validation_scenes],
     }
     every = list(dict.fromkeys(ids["train"] + ids["val"]))
+    losses = config.losses
+    reads_features = losses.spatial or losses.feature
+    teacher = find_teacher(taught, every, settings=taught.settings) if reads_features else None
+    width = 0 if teacher is None else teacher.width
+    student, processor = build_student(
+        config, encoder, language_model, tokenizer, feature_width=width
+    )
+    revision = _digest(student.encoder)
     settings = {
         "verb": "distill",
         # Where the features lie changes nothing of them.
@@ -78,29 +92,38 @@ def distill(
     }
     # Refuse a foreign folder before anything is computed or written.
     run = open_run(out, config=config.train, settings=settings)
+    cache = Path(config.features) if config.features else out / "features"
     features = cache_features(
         student,
         processor,
         store,
         every,
-        Path(config.features) if config.features else out / "features",
+        cache,
         encoder=revision,
         precision=config.encoder_precision,
     )
+    targets = cache_targets(
+        store,
+        every,
+        cache,
+        processor=processor,
+        grid=student.config.vision_grid,
+        losses=losses,
+        teacher=teacher,
+        own_depth=(revision, _own_depth(student, processor))
+        if losses.pairs_from == "own"
+        else None,
+    )
     training, held_out = (
-        _batches(config, features, store, taught, ids[name], processor) for name in ("train", "val")
+        _batches(config, features, targets, store, taught, ids[name], processor)
+        for name in ("train", "val")
     )
-    names = term_names(config.losses)
-    weighting = (
-        BoundedUncertainty(names)
-        if config.losses.weighting == "uncertainty"
-        else StaticWeights(dict.fromkeys(names, 1.0))
-    )
+    _check_terms(student, training, losses)
     result = train(
         config=config.train,
         model=student,
-        weighting=weighting,
-        step=lambda batch: distill_step(student, batch, config.losses),
+        weighting=make_weighting(losses),
+        step=lambda batch: distill_step(student, batch, losses),
         count=count_labelled,
         batch_at=training.at,
         evaluate=lambda: _evaluate(student, held_out, config),
@@ -109,6 +132,7 @@ def distill(
         settings=settings,
         progress=count_steps(progress),
     )
+    _say("steps", steps_without(out, losses))
     home = out / "student"
     if run.finished is None or not (home / PROVENANCE_FILE).is_file():
         save_student(student, processor, home)
@@ -157,6 +181,7 @@ def _labelled(store: SceneStore, labels: LabelStore, split: str) -> list[str]:
 def _batches(
     config: DistillConfig,
     features: FeatureCache,
+    targets: SceneTargets | None,
     store: SceneStore,
     labels: LabelStore,
     scene_ids: Sequence[str],
@@ -167,7 +192,40 @@ def _batches(
     said = {scene_id: labels.labels(scene_id) for scene_id in scene_ids}
     tokenizer = processor.tokenizer
     items = items_by_scene(questions, said, prompts, tokenizer)
-    return Batches(config, features, items, prompts=prompts, tokenizer=tokenizer)
+    return Batches(config, features, items, prompts=prompts, tokenizer=tokenizer, targets=targets)
+
+
+def _check_terms(student: StillroomStudent, training: Batches, losses: LossConfig) -> None:
+    """Say once which terms lack labels where; refuse one that cannot reach an answer."""
+    without = scenes_without(training)
+    _say("scenes", {name: (len(rows), len(training.rows)) for name, rows in without.items()})
+    # The first scene that has labels for it, of every term; most often that is one scene.
+    rows = set(range(len(training.rows)))
+    shown = {min(rows.difference(lack), default=0) for lack in without.values()}
+    require_reach(term_reach(student, training.sample(sorted(shown)), losses), losses)
+
+
+def _say(what: str, without: Mapping[str, tuple[int, int]]) -> None:
+    lacking = [f"{name} {some} of {every}" for name, (some, every) in without.items() if some]
+    if lacking:
+        logger.info("%s without labels, where the term is off: %s", what, ", ".join(lacking))
+
+
+def _own_depth(student: StillroomStudent, processor: StillroomProcessor) -> OwnDepth:
+    """The encoder's depth [m] of a scene's pictures."""
+
+    @torch.no_grad()
+    def depth_of(scene: Scene) -> Float32[np.ndarray, "v s s"]:
+        photos = torch.from_numpy(processor.images([view.rgb for view in scene.views]))
+        found = student.features(photos[None]).depth_map
+        if found is None:
+            raise BadInputError(
+                "losses.pairs_from own needs an encoder with a depth head; take measured"
+            )
+        depth: np.ndarray = found[0].float().numpy()
+        return depth
+
+    return depth_of
 
 
 def _evaluate(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stillroom.distill.batches import Batch
 from stillroom.distill.config import LossConfig
@@ -15,6 +17,8 @@ from stillroom.distill.losses import (
     soft_depth_bins,
     text_loss,
 )
+from stillroom.distill.scene_labels import label_counts
+from stillroom.distill.scene_terms import scene_terms
 from stillroom.engine.naming import box_error, naming_error, naming_weight
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
@@ -26,13 +30,6 @@ from stillroom.training.handed import StepLosses
 SOFT_BIN_WIDTH = 1.0
 
 DEPTH_TERMS = ("depth_ce", "depth_reg", "depth_kl")
-GROUNDING_TERMS = ("naming", "grounding")
-
-
-def term_names(config: LossConfig) -> tuple[str, ...]:
-    """The terms that are on, under the names of ``docs/losses.md``."""
-    depth = DEPTH_TERMS if config.depth else ()
-    return ("text", *depth, *GROUNDING_TERMS) if config.grounding else ("text", *depth)
 
 
 def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) -> StepLosses:
@@ -55,8 +52,9 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
         temperature=config.temperature,
     )
     terms = {"text": text.sum()}
-    if config.depth:
-        terms |= _depth_terms(student, cells, batch)
+    bin_logits = student.depth_bins(cells) if config.depth or config.multi_view else None
+    if config.depth and bin_logits is not None:
+        terms |= _depth_terms(student, bin_logits, batch)
     if config.grounding:
         named = states.levels[level][1][tuple(batch.mention_at.T)]
         terms["naming"] = torch.stack(
@@ -66,6 +64,8 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
             ]
         ).sum()
         terms["grounding"] = box_error(student.mention_boxes(named), batch.mention_box).sum()
+    if batch.scene is not None:
+        terms |= scene_terms(student, cells, bin_logits, batch.scene, config)
     with torch.no_grad():
         answer_ce = answer_cross_entropy(logits, labels).sum()
     return StepLosses(terms=terms, metrics={"answer_ce": answer_ce})
@@ -82,7 +82,7 @@ def tokens_right(student: StillroomStudent, batch: Batch) -> list[bool]:
 
 
 def count_labelled(batch: Batch) -> dict[str, float]:
-    """Labelled positions of every term, from the labels alone."""
+    """Labelled positions of every term or part of one, from the labels alone."""
     answers = float((batch.packed.labels != IGNORE_INDEX).sum())
     cells = float((batch.true_depth > 0).sum())
     return {
@@ -91,14 +91,14 @@ def count_labelled(batch: Batch) -> dict[str, float]:
         **dict.fromkeys(DEPTH_TERMS, cells),
         "naming": naming_weight(batch.cell_names[..., 0]),
         "grounding": float(batch.mention_box.numel()),
+        **({} if batch.scene is None else label_counts(batch.scene)),
     }
 
 
 def _depth_terms(
-    student: StillroomStudent, cells: torch.Tensor, batch: Batch
-) -> dict[str, torch.Tensor]:
+    student: StillroomStudent, logits: Float[Tensor, "b v g g bins"], batch: Batch
+) -> dict[str, Tensor]:
     head = student.depth_bins
-    logits = head(cells)  # [b v g g bins]
     valid = batch.true_depth > 0
     # Unmeasured cells get a harmless depth; the mask leaves them out.
     truth = torch.where(valid, batch.true_depth, 1.0)

@@ -45,6 +45,16 @@ class StillroomConfig(PretrainedConfig):
     # Layers of the language model below the head that places the things a question names; the
     # layers above can reason with what it found. None is all but the last.
     mention_level: int | None = None
+    # Guesses of the detector; 0 is a student without one. Its width is a multiple of 32.
+    detection_queries: int = 0
+    detection_width: int = 64
+    detection_layers: int = 2
+    # The names of the kinds it tells apart, in the order of its logits behind "none".
+    detection_kinds: list[str] | None = None
+    # Inner width of the head that tells left, above and in front; 0 is a student without one.
+    relation_width: int = 0
+    # Width of the teacher's features that vision tokens are compared with; 0 where there are none.
+    feature_width: int = 0
     # Latent thinking slots: kind, how many, and on which side of the question.
     slot_kind: Literal["learned", "frozen_random", "filler", "none"] = "learned"
     slot_count: int = 8
@@ -99,6 +109,16 @@ class StillroomConfig(PretrainedConfig):
                 f"mention_level {self.mention_level} must lie in 0.."
                 f"{self.language_model.num_hidden_layers}, the layers of the language model"
             )
+        if self.detection_queries < 0 or self.relation_width < 0 or self.feature_width < 0:
+            return "detection_queries, relation_width and feature_width must not be negative"
+        if self.detection_queries:
+            if not self.detection_kinds:
+                return "a detector needs detection_kinds, the names of what it tells apart"
+            if self.detection_width < 1 or self.detection_width % 32 or self.detection_layers < 1:
+                return (
+                    "detection_width must be a multiple of 32 and detection_layers at least 1, got "
+                    f"{self.detection_width} and {self.detection_layers}"
+                )
         if self.depth_bins < 2 or not 0 < self.depth_near < self.depth_far:
             return "depth_bins must be at least 2 and 0 < depth_near < depth_far"
         return ""

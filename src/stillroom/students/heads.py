@@ -61,3 +61,59 @@ class MentionBoxes(nn.Module):
         self.norm.reset_parameters()
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
+
+
+class Relations(nn.Module):
+    """How two regions of the scene lie to each other: left, above, in front."""
+
+    #: What a logit above 0 says of the first region of a pair.
+    AXES = ("left of", "above", "in front of")
+
+    def __init__(self, hidden_size: int, *, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.inner = nn.Linear(2 * hidden_size, width)
+        self.linear = nn.Linear(width, len(self.AXES))
+        self.reset_parameters()
+
+    def forward(
+        self, first: Float[Tensor, "n d"], second: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n 3"]:
+        """Logits of ``AXES`` for pairs of regions; exchanging the two turns every sign."""
+        first, second = self.norm(first), self.norm(second)
+        return self._lean(first, second) - self._lean(second, first)
+
+    def _lean(self, one: Tensor, other: Tensor) -> Tensor:
+        states = nn.functional.gelu(self.inner(torch.cat([one, other], dim=-1)))
+        said: Tensor = self.linear(states)
+        return said
+
+    def reset_parameters(self) -> None:
+        """Start values: every relation close to even."""
+        self.norm.reset_parameters()
+        nn.init.normal_(self.inner.weight, std=self.inner.in_features**-0.5)
+        nn.init.zeros_(self.inner.bias)
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+
+class FeatureProjector(nn.Module):
+    """W of the paper's Eq. 1: vision tokens in the width of a teacher's features.
+
+    The student is brought to the teacher and not the other way round: a learned map of the
+    teacher's features has its best value at zero.
+    """
+
+    def __init__(self, hidden_size: int, feature_width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, feature_width)
+        self.reset_parameters()
+
+    def forward(self, cells: Float[Tensor, "b v c d"]) -> Float[Tensor, "b v c f"]:
+        """What the teacher's normalised features are compared with."""
+        return self.linear(cells)
+
+    def reset_parameters(self) -> None:
+        """Start values: about unit size, as normalised features have."""
+        nn.init.normal_(self.linear.weight, std=self.linear.in_features**-0.5)
+        nn.init.zeros_(self.linear.bias)

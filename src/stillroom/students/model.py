@@ -1,4 +1,4 @@
-"""The student: geometry encoder, connector, thinking slots, language model, depth head.
+"""The student: geometry encoder, connector, thinking slots, language model, heads.
 
 ``[V] [T_1..T_K] [Q] <bos> [A] <eos>``: vision tokens, slots, the question, and the answer, whose
 first token is predicted from ``<bos>``. The same row is trained (``forward_packed``), decoded in a
@@ -41,14 +41,18 @@ from stillroom.engine.prefix import PackedStates, ScenePrefix, prefill, read_pac
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
+from stillroom.students.detector import Detector
 from stillroom.students.encoders.vggt import VGGT, Head
-from stillroom.students.heads import DepthBins, MentionBoxes
+from stillroom.students.heads import DepthBins, FeatureProjector, MentionBoxes, Relations
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.slots import Slots
 
+#: Modules that draw their own start values.
+_OUR_PARTS = (Connector, Slots, DepthBins, MentionBoxes, Detector, Relations, FeatureProjector)
+
 
 class StillroomStudent(PreTrainedModel, GenerationMixin):
-    """Answers questions about a scene from photos, and says how deep it believes it to be."""
+    """Answers questions about a scene from photos, and says where it believes things to be."""
 
     config: StillroomConfig
     config_class = StillroomConfig
@@ -71,11 +75,31 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             config.language_model, attn_implementation=config._attn_implementation
         )
         self.post_init()
+        # After all draws: with and without these, every other part starts from the same values.
+        self._add_heads(config, width)
         self._freeze()
+
+    def _add_heads(self, config: StillroomConfig, width: int) -> None:
+        """The heads that a config asks for; the others are None."""
+        self.detector: Detector | None = None
+        self.relations: Relations | None = None
+        self.feature_projector: FeatureProjector | None = None
+        if config.detection_queries:
+            self.detector = Detector(
+                width,
+                queries=config.detection_queries,
+                width=config.detection_width,
+                layers=config.detection_layers,
+                kinds=len(config.detection_kinds or ()),
+            )
+        if config.relation_width:
+            self.relations = Relations(width, width=config.relation_width)
+        if config.feature_width:
+            self.feature_projector = FeatureProjector(width, config.feature_width)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of our own parts; encoder and language model have drawn theirs."""
-        if isinstance(module, Connector | Slots | DepthBins | MentionBoxes):
+        if isinstance(module, _OUR_PARTS):
             module.reset_parameters()
 
     def _freeze(self) -> None:

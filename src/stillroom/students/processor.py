@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stillroom.geometry.cameras import crop_intrinsics, resize_intrinsics
 from stillroom.records import MAX_QUESTION_CHARS, BadInputError
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -72,6 +73,15 @@ class StillroomProcessor:
             columns = np.minimum((left + place * (right - left)).astype(int), width - 1)
             cut.append(maps[index][np.ix_(rows, columns)].astype(np.float32))
         return np.stack(cut)
+
+    def intrinsics(
+        self, intrinsics: Float[np.ndarray, "3 3"], hw: tuple[int, int]
+    ) -> Float[np.ndarray, "3 3"]:
+        """Intrinsics [px] of the square that ``images`` makes of a photo of height and width."""
+        left, top, right, bottom = _middle(hw[1], hw[0])
+        cropped = crop_intrinsics(intrinsics, left, top)
+        side = (round(bottom - top), round(right - left))
+        return resize_intrinsics(cropped, side, (self.image_size, self.image_size))
 
     # Text. --------------------------------------------------------------------------------------
 
