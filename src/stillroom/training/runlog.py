@@ -35,6 +35,8 @@ class TrainResult:
     metrics: dict[str, float] = field(default_factory=dict)
     # Training time over all sittings, evaluations included.
     seconds: float = 0.0
+    # Steps in which nothing was labelled, so that no weight changed.
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """All that a killed run goes on from."""
         return self.path / "checkpoint.pt"
+
+    @property
+    def shards(self) -> Path:
+        """The same where every process writes its part (fsdp)."""
+        return self.path / "checkpoint"
 
     @property
     def weights(self) -> Path:
@@ -131,10 +138,12 @@ class RunLog:
 
 
 def read_log(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a run's ``log.jsonl``, all or those of one kind ("step" or "eval"), in order.
+    """The rows of a run's ``log.jsonl``, all or those of one kind ("step", ...), in order.
 
     A step has: step, steps, loss (weighted total), unweighted (sum of the terms), terms, metrics,
-    weights, sigmas, grad_norm, lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds.
+    labelled (positions by name), weights, sigmas, grad_norm (before clipping), grad_norms (by part
+    of the model), lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds. A resume, by
+    another number of processes, has: step, before, processes.
     What was not finite reads as None. A torn last line, of a run that is going on, is left out.
     """
     file = path / "log.jsonl" if path.is_dir() else path
