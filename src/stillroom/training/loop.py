@@ -10,75 +10,32 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.training.checkpoint import (
-    Position,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
+from stillroom.training.checkpoint import load_weights, save_weights
 from stillroom.training.config import TrainConfig
-from stillroom.training.distributed import Processes, join
-from stillroom.training.handed import (
-    PlainSum,
-    Progress,
-    StepLosses,
-    TrainingDiverged,
-    Weighting,
-)
+from stillroom.training.distributed import join
+from stillroom.training.handed import PlainSum, Progress, StepLosses, TrainingDiverged
 from stillroom.training.optim import (
     clip_gradients,
     gradient_norm,
     learning_rate_at,
-    make_optimizer,
     parameters_by_part,
 )
-from stillroom.training.parallel import Spread, spread_over
 from stillroom.training.portions import Workshop, counted, draws_of
-from stillroom.training.precision import check_precision, lean_layers
-from stillroom.training.runlog import RunFolder, RunLog, TrainResult, open_run, step_line
-from stillroom.training.shards import load_shards, save_shards
-from stillroom.training.trackers import Sink, open_tracker
+from stillroom.training.precision import check_precision
+from stillroom.training.runlog import TrainResult, open_run, step_line
+from stillroom.training.sitting import Sitting, sit_down, training_mode
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
-
-
-@dataclass
-class _Run:
-    """What the parts of the loop share."""
-
-    config: TrainConfig
-    processes: Processes
-    model: nn.Module
-    weighting: Weighting
-    # Model and weighting as one module: what is optimised, clipped and saved.
-    trained: nn.Module
-    spread: Spread
-    # Of it, what has a gradient.
-    parameters: list[nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    folder: RunFolder
-    position: Position
-    # None where another process writes it.
-    log: RunLog | None
-    # Who else gets the log's rows.
-    tracker: Sink | None
-    # Step and time at which this sitting began, for the forecast.
-    began_step: int
-    began: float
-    # When position.seconds was last brought up to date.
-    clock: float
 
 
 def train(
@@ -130,107 +87,21 @@ def train(
         logger.info("%s is finished (%d steps): nothing to do", out, folder.finished.steps)
         load_weights(model, folder.weights)
         return folder.finished
-    with _own_randomness(processes), ExitStack() as stack:
-        run = _prepare(config, processes, model, weighting or PlainSum(), folder, stack)
+    with ExitStack() as stack:
+        run = sit_down(config, processes, model, weighting or PlainSum(), folder, stack)
         while not _done(run):
             row = _take_step(run, step, count, batch_at)
             metrics = _evaluate(run, evaluate, best_by) if _evaluation_due(run) else None
             if run.position.step % config.save_every == 0 or _done(run):
-                _save(run)
+                run.save()
             if progress is not None and processes.main:
                 at = run.position.step
                 progress(Progress(step=at, steps=config.steps, row=row, metrics=metrics))
         return _finish(run)
 
 
-def _prepare(
-    config: TrainConfig,
-    processes: Processes,
-    model: nn.Module,
-    weighting: nn.Module,
-    folder: RunFolder,
-    stack: ExitStack,
-) -> _Run:
-    trained = nn.ModuleDict({"model": model, "weighting": weighting}).to(processes.device)
-    spread = spread_over(processes, trained, config)
-    optimizer = make_optimizer(trained, config=config)
-    position = _load(config, processes, folder, trained, optimizer)
-    # What can be refused has been: files are opened, layers changed.
-    with processes.main_first():
-        log = RunLog(folder.log, keep_bytes=position.log_bytes) if processes.main else None
-        if log is not None:
-            stack.callback(log.close)
-        track = config.track if processes.main else "none"
-        tracker = open_tracker(track, folder.path, step=position.step)
-    if tracker is not None:
-        stack.callback(tracker.close)
-    stack.enter_context(lean_layers(model, config))
-    _training_mode(model)
-    run = _Run(
-        config=config,
-        processes=processes,
-        model=model,
-        weighting=weighting,  # type: ignore[arg-type]
-        trained=trained,
-        spread=spread,
-        parameters=[value for value in trained.parameters() if value.requires_grad],
-        optimizer=optimizer,
-        folder=folder,
-        position=position,
-        log=log,
-        tracker=tracker,
-        began_step=position.step,
-        began=time.perf_counter(),
-        clock=time.perf_counter(),
-    )
-    if position.step and position.processes != processes.world:
-        _tell_of_other_processes(run)
-    return run
-
-
-def _load(
-    config: TrainConfig,
-    processes: Processes,
-    folder: RunFolder,
-    trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Position:
-    if config.parallel == "fsdp":
-        position = load_shards(
-            folder.shards, trained=trained, optimizer=optimizer, processes=processes
-        )
-    else:
-        position = load_checkpoint(folder.checkpoint, trained=trained, optimizer=optimizer)
-    if position is None:
-        return Position(processes=processes.world)
-    logger.info("%s goes on after step %d", folder.path, position.step)
-    return position
-
-
-def _tell_of_other_processes(run: _Run) -> None:
-    """Data, draws and learning rates stay as they are; only sums are added in another order."""
-    before, now = run.position.processes, run.processes.world
-    if run.processes.main:
-        logger.warning(
-            "%s was trained by %d processes up to step %d and goes on with %d: equal to an "
-            "undisturbed run but for rounding, not bit for bit",
-            run.folder.path,
-            before,
-            run.position.step,
-            now,
-        )
-    _write(run, {"kind": "resume", "step": run.position.step, "before": before, "processes": now})
-    run.position.processes = now
-
-
-def _write(run: _Run, row: Mapping[str, Any]) -> None:
-    for sink in (run.log, run.tracker):
-        if sink is not None:
-            sink.write(row)
-
-
 def _take_step(
-    run: _Run,
+    run: Sitting,
     step: Callable[[Batch], StepLosses],
     count: Callable[[Batch], Mapping[str, Tensor | float | int]],
     batch_at: Callable[[int, int], Batch],
@@ -282,14 +153,16 @@ def _take_step(
         "scenes_per_s": config.scenes_per_step / (time.perf_counter() - began),
         "eta_s": _eta(run),
     }
-    _write(run, row)
+    run.write(row)
     due = run.position.step % config.log_every == 0 or run.position.step == config.steps
     if due and run.processes.main:
         logger.info(step_line(row))
     return row
 
 
-def _over_all(run: _Run, sums: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+def _over_all(
+    run: Sitting, sums: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, float]]:
     """Values of the step over all processes, kind by kind; one wait for the device."""
     flat = {(kind, name): value for kind, part in sums.items() for name, value in part.items()}
     if not flat:
@@ -305,7 +178,7 @@ def _accumulate(parameter: Tensor, gradient: Tensor | None) -> None:
         parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
-def _update(run: _Run, values: Mapping[str, float], lr: float) -> dict[str, float]:
+def _update(run: Sitting, values: Mapping[str, float], lr: float) -> dict[str, float]:
     """Clip, look at every number, and only then change the weights; the gradients' norms before
     clipping, by part of the model, and of all under ""."""
     run.spread.complete_gradients()
@@ -325,13 +198,13 @@ def _update(run: _Run, values: Mapping[str, float], lr: float) -> dict[str, floa
     return dict(zip(["", *parts], lengths, strict=True))
 
 
-def _evaluation_due(run: _Run) -> bool:
+def _evaluation_due(run: Sitting) -> bool:
     every = run.config.evaluate_every
     return run.position.step == run.config.steps or (every > 0 and run.position.step % every == 0)
 
 
 def _evaluate(
-    run: _Run, evaluate: Callable[[], Mapping[str, float]] | None, best_by: str
+    run: Sitting, evaluate: Callable[[], Mapping[str, float]] | None, best_by: str
 ) -> dict[str, float] | None:
     """Metrics of the model as it stands; a new best is written out."""
     if evaluate is None:
@@ -344,7 +217,7 @@ def _evaluate(
         found = run.spread.look(evaluate)
     # Every process goes on with the same numbers, though they may have rounded differently.
     metrics = run.processes.from_main({name: float(value) for name, value in found.items()})
-    _training_mode(run.model)
+    training_mode(run.model)
     if best_by not in metrics:
         raise ValueError(f"best_by is {best_by!r}, the evaluation gave {sorted(metrics)}")
     score = metrics[best_by]
@@ -354,40 +227,23 @@ def _evaluate(
         position.best, position.best_step, position.best_metrics = score, position.step, metrics
     position.stale = 0 if best else position.stale + 1
     row = {"kind": "eval", "step": position.step, "metrics": metrics, "best": best}
-    _write(run, row | {"seconds": time.perf_counter() - began})
+    run.write(row | {"seconds": time.perf_counter() - began})
     if run.processes.main:
         shown = " | ".join(f"{name} {value:.3f}" for name, value in metrics.items())
         logger.info("eval %05d | %s%s", position.step, shown, " | best" if best else "")
     return metrics
 
 
-def _stopped_early(run: _Run) -> bool:
+def _stopped_early(run: Sitting) -> bool:
     patience = run.config.early_stop_patience
     return 0 < patience <= run.position.stale and run.position.step < run.config.steps
 
 
-def _done(run: _Run) -> bool:
+def _done(run: Sitting) -> bool:
     return run.position.step >= run.config.steps or _stopped_early(run)
 
 
-def _save(run: _Run) -> None:
-    now = time.perf_counter()
-    run.position.seconds += now - run.clock
-    run.clock = now
-    if run.log is not None:
-        run.position.log_bytes = run.log.sync()
-    state: dict[str, Any] = {
-        "trained": run.trained,
-        "optimizer": run.optimizer,
-        "position": run.position,
-    }
-    if run.config.parallel == "fsdp":
-        save_shards(run.folder.shards, processes=run.processes, **state)
-    elif run.processes.main:
-        save_checkpoint(run.folder.checkpoint, **state)
-
-
-def _finish(run: _Run) -> TrainResult:
+def _finish(run: Sitting) -> TrainResult:
     """The best weights into the model, or the last where no evaluation gave a finite number."""
     position = run.position
     if position.best is None:
@@ -409,29 +265,12 @@ def _finish(run: _Run) -> TrainResult:
     return result
 
 
-def _training_mode(model: nn.Module) -> None:
-    """Train mode, but parts that are frozen as a whole stay as they are used: in eval mode."""
-    model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
-
-
-@contextmanager
-def _own_randomness(processes: Processes) -> Iterator[None]:
-    """The caller's torch generators come out as they went in."""
-    devices = [processes.device] if processes.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
 def _add(sums: dict[str, Tensor], parts: Mapping[str, Tensor]) -> None:
     for name, part in parts.items():
         sums[name] = sums[name] + part.detach() if name in sums else part.detach()
 
 
-def _eta(run: _Run) -> float:
+def _eta(run: Sitting) -> float:
     """Seconds to go, at the pace of this sitting."""
     done = run.position.step - run.began_step
     return (run.config.steps - run.position.step) * (time.perf_counter() - run.began) / done

@@ -108,8 +108,8 @@ def spread_over(processes: Processes, trained: nn.ModuleDict, config: TrainConfi
     common: dict[str, Any] = {"device": processes.device, "micros": micros, "body": body}
     if kind == "ddp":
         # A term without labels leaves parameters without gradient, and they must stay so.
-        module = DistributedDataParallel(body, find_unused_parameters=True, broadcast_buffers=False)
-        module.register_comm_hook(None, _summed)
+        module = DistributedDataParallel(body, find_unused_parameters=True)
+        module.register_comm_hook(None, lambda state, bucket: _summed(bucket))
         return Spread(kind="ddp", module=module, **common)
     if kind == "fsdp":
         model = trained["model"]
@@ -122,12 +122,13 @@ def spread_over(processes: Processes, trained: nn.ModuleDict, config: TrainConfi
             assert isinstance(unit, FSDPModule)
             # Losses are divided by the counts of all processes, so that gradients are summed.
             unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
         trainable = tuple(v for v in body.parameters() if v in uncut and v.requires_grad)
         return Spread(kind="fsdp", module=body, uncut=trainable, twin=twin, **common)
     return Spread(kind="none", module=body, **common)
 
 
-def _summed(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _summed(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's own way is the mean over processes."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
