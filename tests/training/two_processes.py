@@ -1,14 +1,16 @@
 """One of several processes that train ``tiny_run`` together; started as torchrun would start it.
 
 ``python two_processes.py OUT JOB...`` runs several jobs one after the other, so that a test pays
-for the start once: ``ddp:NAME``, ``fsdp:NAME``, each a folder of OUT; ``:STEP`` behind it makes
-every process stop at that step as if it had been killed.
+for the start once. A job is ``KIND:NAME[:STOP[:STEPS]]``: how the processes share the work, the
+folder within OUT, the step before which all of them stop abruptly, and how many steps there are.
 """
 
+import logging
 import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +20,7 @@ import torch
 from stillroom.training.data_order import rows_at
 
 # Four portions a step and ten rows: epochs end within steps, and processes get unequal labels.
-CONFIG = replace(
-    tiny_run.CONFIG, steps=10, micro_batches=4, evaluate_every=4, save_every=3, device="cpu"
-)
+CONFIG = replace(tiny_run.CONFIG, steps=10, micro_batches=4, evaluate_every=4, save_every=3)
 
 
 class StoppedError(BaseException):
@@ -50,20 +50,21 @@ def start(out: Path, *jobs: str, processes: int = 2) -> list[subprocess.Popen[st
 def train(out: Path, *jobs: str, processes: int = 2) -> list[str]:
     """Train to the end; what each process wrote to standard error."""
     started = start(out, *jobs, processes=processes)
-    said = [process.communicate(timeout=240)[1] for process in started]
+    said = [process.communicate(timeout=400)[1] for process in started]
     assert [process.returncode for process in started] == [0] * processes, "\n".join(said)
     return said
 
 
 def job(out: Path, word: str) -> None:
     """One job, see above."""
-    kind, name, *stop = word.split(":")
-
-    config = replace(CONFIG, parallel=kind)
+    kind, name, stop, steps, *_ = [*word.split(":"), "", ""]
+    config = replace(CONFIG, parallel=kind, steps=int(steps or CONFIG.steps))
     model = tiny_run.make_model()
 
     def batch_at(step: int, micro: int) -> dict[str, torch.Tensor]:
-        if stop and step == int(stop[0]):
+        if steps:
+            time.sleep(0.02)
+        if stop and step == int(stop):
             raise StoppedError
         return tiny_run.make_batch(rows_at(step, micro, config=config, rows=tiny_run.ROWS))
 
@@ -72,12 +73,16 @@ def job(out: Path, word: str) -> None:
     except StoppedError:
         return
     # Whole again, wherever it was trained: the callers save it.
-    assert not [p for p in model.parameters() if type(p) is not torch.nn.Parameter]
+    assert {type(parameter) for parameter in model.parameters()} == {torch.nn.Parameter}
     assert model.out.weight is model.embed.weight
     tiny_run.make_step(model.eval())(tiny_run.make_batch([1, 2]))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING)
+    home = Path(sys.argv[1])
+    home.mkdir(exist_ok=True)
+    (home / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
     for given in sys.argv[2:]:
-        job(Path(sys.argv[1]), given)
+        job(home, given)

@@ -100,7 +100,7 @@ def _fill(
     for start in range(0, len(scene_ids), SCENES_PER_PASS):
         scenes = [store.scene(key) for key in scene_ids[start : start + SCENES_PER_PASS]]
         photos = np.stack([processor.images([v.rgb for v in scene.views]) for scene in scenes])
-        features = student.features(torch.from_numpy(photos))
+        features = student.features(torch.from_numpy(photos).to(student.device))
         grid = student.config.vision_grid
         values = {
             "tokens": features.tokens,
@@ -110,7 +110,7 @@ def _fill(
             "objects": torch.from_numpy(np.stack([_objects(scene) for scene in scenes])),
         }
         for name, value in values.items():
-            array = value.to(torch.float16).numpy()
+            array = value.to("cpu", torch.float16).numpy()
             if name not in arrays:
                 shape = (len(scene_ids), *array.shape[1:])
                 arrays[name] = np.lib.format.open_memmap(

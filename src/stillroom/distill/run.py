@@ -7,7 +7,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from stillroom.distill.batches import Batches, items_by_scene
@@ -22,8 +24,10 @@ from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.teachers.sampling import right_by_family
+from stillroom.training.distributed import join
 from stillroom.training.handed import count_steps
 from stillroom.training.loop import train
+from stillroom.training.precision import moved
 from stillroom.training.runlog import open_run
 
 Progress = Callable[[int, int], None]
@@ -45,33 +49,16 @@ def distill(
     """Train a student on labelled scenes; ``out/student`` holds it, in bf16.
 
     ``encoder`` and ``language_model`` are where those of the recipe lie. The frozen encoder sees
-    every scene once; its features are kept in ``out/features``.
+    every scene once; its features are kept in ``out/features``. Every process of ``torchrun``
+    calls this, and the first writes.
 
     Raises:
         BadInputError: missing labels, scenes of several kinds, or ``out`` holds another run.
     """
-    store, taught = open_store(scenes), open_labels(labels)
-    student, processor = build_student(config, encoder, language_model)
-    revision = _digest(student.encoder)
-    ids = {
-        "train": _labelled(store, taught, config.train_split),
-        "val": _labelled(store, taught, config.validation_split)[: config.validation_scenes],
-    }
-    every = list(dict.fromkeys(ids["train"] + ids["val"]))
-    settings = {
-        "verb": "distill",
-        "config": asdict(config),
-        "encoder": revision,
-        "start": _digest(student.language_model),
-        "labels": taught.settings,
-        "scenes": content_hash(every),
-    }
-    # Refuse a foreign folder before anything is computed or written.
-    open_run(out, config=config.train, settings=settings)
-    features = cache_features(student, processor, store, every, out / "features", encoder=revision)
-    training, held_out = (
-        _batches(config, features, store, taught, ids[name], processor) for name in ("train", "val")
-    )
+    processes = join(config.train)
+    with processes.main_first():
+        prepared = _prepare(config, scenes, labels, out, encoder, language_model, processes.device)
+    student, processor, settings, training, held_out = prepared
     names = term_names(config.losses)
     weighting = (
         BoundedUncertainty(names)
@@ -91,9 +78,47 @@ def distill(
         settings=settings,
         progress=count_steps(progress),
     )
-    save_student(student, processor, out / "student")
+    if processes.main:
+        save_student(student, processor, out / "student")
+    processes.wait()
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
     return f"{out / 'student'} after {result.steps} steps, best at {result.best_step}: {shown}"
+
+
+def _prepare(
+    config: DistillConfig,
+    scenes: Path,
+    labels: Path,
+    out: Path,
+    encoder: Path | str,
+    language_model: Path | str,
+    device: torch.device,
+) -> tuple[StillroomStudent, StillroomProcessor, dict[str, Any], Batches, Batches]:
+    """Student, processor, what names the run, and its data: all that is there before a step."""
+    store, taught = open_store(scenes), open_labels(labels)
+    student, processor = build_student(config, encoder, language_model)
+    revision = _digest(student.encoder)
+    ids = {
+        "train": _labelled(store, taught, config.train_split),
+        "val": _labelled(store, taught, config.validation_split)[: config.validation_scenes],
+    }
+    every = list(dict.fromkeys(ids["train"] + ids["val"]))
+    settings = {
+        "verb": "distill",
+        "config": asdict(config),
+        "encoder": revision,
+        "start": _digest(student.language_model),
+        "labels": taught.settings,
+        "scenes": content_hash(every),
+    }
+    # Refuse a foreign folder before anything is computed or written.
+    open_run(out, config=config.train, settings=settings)
+    student.to(device)  # type: ignore[arg-type]  # transformers wraps it without its types
+    features = cache_features(student, processor, store, every, out / "features", encoder=revision)
+    training, held_out = (
+        _batches(config, features, store, taught, ids[name], processor) for name in ("train", "val")
+    )
+    return student, processor, settings, training, held_out
 
 
 def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
@@ -145,7 +170,7 @@ def _evaluate(
         chosen = ids[start : start + SCENES_PER_EVALUATION]
         rows = batches.rows[start : start + SCENES_PER_EVALUATION]
         asked = [batches.items[scene_id] for scene_id in chosen]
-        batch = batches.batch(rows, asked)
+        batch = moved(batches.batch(rows, asked), student.device)
         answers = [(item.question.family, len(item.answer_ids)) for row in asked for item in row]
         for family, values in right_by_family(tokens_right(student, batch), answers).items():
             right.setdefault(family, []).extend(values)

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,7 +88,7 @@ def open_run(out: Path, *, config: TrainConfig, settings: Mapping[str, Any]) -> 
     if out.exists() and not out.is_dir():
         raise BadInputError(f"{out} is a file, a folder is needed. Choose another --out.")
     if path.exists():
-        difference = _first_difference(_read_json(path, out), record)
+        difference = _first_difference(_of_today(_read_json(path, out)), record)
         if difference:
             raise BadInputError(
                 f"{out} holds a run with other settings ({difference}). Choose another --out."
@@ -199,6 +199,17 @@ def _read_json(path: Path, out: Path) -> dict[str, Any]:
         raise BadInputError(f"{path} is damaged. Choose another --out than {out}.") from error
     if not isinstance(record, dict):
         raise BadInputError(f"{path} is damaged. Choose another --out than {out}.")
+    return record
+
+
+def _of_today(record: dict[str, Any]) -> dict[str, Any]:
+    """A run begun before there was some setting of ``TrainConfig`` had what is now its default."""
+    known = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    settings = record.get("settings")
+    config = settings.get("config") if isinstance(settings, dict) else None
+    for holder in (record, config):
+        if isinstance(holder, dict) and isinstance(holder.get("train"), dict):
+            holder["train"] = json.loads(_as_text(known)) | holder["train"]
     return record
 
 

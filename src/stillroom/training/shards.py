@@ -10,6 +10,9 @@ import json
 import os
 import pickle
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,7 +46,8 @@ def save_shards(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     processes.wait()
-    dcp.save(_flat(trained, optimizer), checkpoint_id=partial, **_among(processes))
+    with _among(processes) as those:
+        dcp.save(_flat(trained, optimizer), checkpoint_id=partial, **those)
     if processes.main:
         (partial / "position.json").write_text(json.dumps(asdict(position)))
         os.sync()
@@ -90,7 +94,8 @@ def load_shards(
                 memory[key] = _room(parameter, shapes[key])
                 optimizer.state[parameter][part] = memory[key]
     try:
-        dcp.load({**weights, **memory}, checkpoint_id=saved, **_among(processes))
+        with _among(processes) as those:
+            dcp.load({**weights, **memory}, checkpoint_id=saved, **those)
     except _DAMAGES as error:
         raise BadInputError(f"{saved} is damaged. Delete {home} to begin again.") from error
     return Position(**record)
@@ -112,6 +117,12 @@ def _room(parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(shape, device=parameter.device)
 
 
-def _among(processes: Processes) -> dict[str, Any]:
-    alone = processes.control is None
-    return {"no_dist": True} if alone else {"process_group": processes.control}
+@contextmanager
+def _among(processes: Processes) -> Iterator[dict[str, Any]]:
+    """Who writes or reads, as torch wants to be told; it need not warn of what it was told."""
+    if processes.control is not None:
+        yield {"process_group": processes.control}
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield {"no_dist": True}

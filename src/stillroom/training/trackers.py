@@ -77,13 +77,13 @@ class Trackio:
     def __init__(self, out: Path) -> None:
         import trackio
 
-        trackio.init(project="stillroom", name=out.resolve().name, resume="allow")
-        self._trackio = trackio
+        name = out.resolve().name
+        self._run = trackio.init(project="stillroom", name=name, resume="allow", embed=False)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Its numbers at its step."""
-        self._trackio.log(curves(row), step=row["step"])
+        self._run.log(curves(row), step=row["step"])
 
     def close(self) -> None:
         """Hand over what is held back."""
-        self._trackio.finish()
+        self._run.finish()
