@@ -108,7 +108,8 @@ def test_what_one_process_began_two_end(runs: Path) -> None:
 def test_one_process_speaks_for_all(runs: Path) -> None:
     first, second = json.loads((runs / "said.json").read_text())
     assert "by 1 processes up to step 3 and goes on with 2" in first
-    assert second == ""
+    # torch has its own word in every process: it cannot know that a term may be off.
+    assert [line for line in second.splitlines() if not line.startswith("[rank1]:[W")] == []
 
 
 def test_processes_that_would_train_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ def test_layers_that_are_computed_twice_give_the_same_and_keep_less(lm: PreTrain
         calls += 1
 
     inner = lm.base_model.layers[0].mlp
-    handle = inner.register_forward_hook(count)
+    handle = inner.register_forward_pre_hook(count)
     with lean_layers(lm, LEAN):
         lean_loss, lean_gradients, lean_size = learn(lm)
     handle.remove()

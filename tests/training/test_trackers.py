@@ -36,11 +36,12 @@ def test_curves_are_the_numbers_of_a_row(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_named(
     tmp_path: Path, track: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "trackio", None)
     config = replace(tiny_run.CONFIG, track=track)
     with pytest.raises(BadInputError, match=rf"needs {track}: pip install 'stillroom\[track\]'"):
         tiny_run.run(tmp_path, config=config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_shows_every_step_once_after_a_stop(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ import torch.distributed as dist
 
 from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
+from stillroom.training.precision import check_precision
+from stillroom.training.trackers import check_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +94,13 @@ class Processes:
 def join(config: TrainConfig) -> Processes:
     """This process among those that ``torchrun`` started, or alone; the same on every call.
 
+    The first thing a training does, so that what cannot work is refused before a file is made.
+
     Raises:
         BadInputError: processes that would train one model each, portions that cannot be shared
-            evenly, or a device that is not there.
+            evenly, a device or a tracker that is not there, or a precision the device has not.
     """
+    check_tracker(config.track)
     rank, world, local = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
@@ -111,6 +116,7 @@ def join(config: TrainConfig) -> Processes:
             f"set --train.micro-batches to a multiple of {world}"
         )
     device = _device(config.device, local)
+    check_precision(config.precision, device)
     if config.parallel == "none" or "RANK" not in os.environ:
         if config.parallel != "none":
             logger.info("no torchrun: this is the only process of parallel %s", config.parallel)

@@ -29,7 +29,6 @@ from stillroom.training.optim import (
     parameters_by_part,
 )
 from stillroom.training.portions import Workshop, counted, draws_of
-from stillroom.training.precision import check_precision
 from stillroom.training.runlog import TrainResult, open_run, step_line
 from stillroom.training.sitting import Sitting, sit_down, training_mode
 
@@ -80,11 +79,11 @@ def train(
         TrainingDiverged: see there.
     """
     processes = join(config)
-    check_precision(config.precision, processes.device)
     with processes.main_first():
         folder = open_run(out, config=config, settings=settings)
     if folder.finished is not None:
-        logger.info("%s is finished (%d steps): nothing to do", out, folder.finished.steps)
+        if processes.main:
+            logger.info("%s is finished (%d steps): nothing to do", out, folder.finished.steps)
         load_weights(model, folder.weights)
         return folder.finished
     with ExitStack() as stack:

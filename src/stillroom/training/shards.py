@@ -49,8 +49,10 @@ def save_shards(
     with _among(processes) as those:
         dcp.save(_flat(trained, optimizer), checkpoint_id=partial, **those)
     if processes.main:
-        (partial / "position.json").write_text(json.dumps(asdict(position)))
-        os.sync()
+        with (partial / "position.json").open("w") as sink:
+            sink.write(json.dumps(asdict(position)))
+            sink.flush()
+            os.fsync(sink.fileno())
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         for old in set(home.iterdir()) - {final}:

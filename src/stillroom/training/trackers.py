@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,20 +26,17 @@ class Sink(Protocol):
         ...
 
 
-def open_tracker(track: str, out: Path, *, step: int) -> Sink | None:
-    """The tracker of a run that goes on after ``step``; None for "none".
+def check_tracker(track: str) -> None:
+    """Refuse, with a BadInputError, a tracker whose package is not installed."""
+    if track != "none" and importlib.util.find_spec(track) is None:
+        raise BadInputError(f"--train.track {track} needs {track}: pip install 'stillroom[track]'")
 
-    Raises:
-        BadInputError: its package is not installed.
-    """
+
+def open_tracker(track: str, out: Path, *, step: int) -> Sink | None:
+    """The tracker of a run that goes on after ``step``; None for "none"."""
     if track == "none":
         return None
-    try:
-        return TensorBoard(out, step=step) if track == "tensorboard" else Trackio(out)
-    except ImportError as error:
-        raise BadInputError(
-            f"--train.track {track} needs {track}: pip install 'stillroom[track]'"
-        ) from error
+    return TensorBoard(out, step=step) if track == "tensorboard" else Trackio(out)
 
 
 def curves(row: Mapping[str, Any]) -> dict[str, float]:
