@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -52,6 +52,8 @@ class Spread:
     body: Body
     # The body as it is trained.
     module: nn.Module
+    # What FSDP cuts and gathers as one: the layers of language models, and all the rest.
+    units: tuple[FSDPModule, ...] = ()
     # What FSDP leaves whole: single numbers, which it cannot cut.
     uncut: tuple[nn.Parameter, ...] = ()
     # The model as it was before FSDP, without memory of its own.
@@ -64,16 +66,19 @@ class Spread:
 
     def look(self, work: Callable[[], T]) -> T:
         """Work without gradient; every process does the same."""
-        found: T = (self.module if self.kind == "fsdp" else self.body)(work)
-        if isinstance(self.body, FSDPModule):
-            self.body.reshard()
+        with self.portion(last=True):
+            found: T = (self.module if self.kind == "fsdp" else self.body)(work)
         return found
 
-    def portion(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of a portion: DDP talks once a step, after the last."""
-        if isinstance(self.module, DistributedDataParallel) and not last:
-            return self.module.no_sync()
-        return nullcontext()
+    @contextmanager
+    def portion(self, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of a portion: DDP talks once a step, after the last; FSDP
+        gathers weights when they are first used, and lets go of them here."""
+        quiet = isinstance(self.module, DistributedDataParallel) and not last
+        with self.module.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+            yield
+        for unit in self.units:
+            unit.reshard()
 
     def complete_gradients(self) -> None:
         """After a step's last portion: sum what neither DDP nor FSDP has summed."""
@@ -117,14 +122,21 @@ def spread_over(processes: Processes, trained: nn.ModuleDict, config: TrainConfi
         frozen = {value for value in body.parameters() if not value.requires_grad}
         twin = _without_memory(model, keep=uncut | frozen)
         mesh = init_device_mesh(processes.device.type, (processes.world,))
-        for unit in (*decoder_layers(model), body):
-            fully_shard(unit, mesh=mesh, ignored_params=uncut | frozen)
-            assert isinstance(unit, FSDPModule)
+        units: list[FSDPModule] = []
+        for part in (*decoder_layers(model), body):
+            # A layer reads scene and questions apart, and the latter reach into it past its end,
+            # by keys and values: its weights have to stay until the way back is over.
+            fully_shard(part, mesh=mesh, reshard_after_forward=False, ignored_params=uncut | frozen)
+            assert isinstance(part, FSDPModule)
+            part.set_reshard_after_backward(False)
             # Losses are divided by the counts of all processes, so that gradients are summed.
-            unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+            units.append(part)
         trainable = tuple(v for v in body.parameters() if v in uncut and v.requires_grad)
-        return Spread(kind="fsdp", module=body, uncut=trainable, twin=twin, **common)
+        return Spread(
+            kind="fsdp", module=body, units=tuple(units), uncut=trainable, twin=twin, **common
+        )
     return Spread(kind="none", module=body, **common)
 
 
