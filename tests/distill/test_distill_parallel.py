@@ -74,5 +74,8 @@ def test_torchrun_distils_as_one_process_does(
     assert again.stdout.count("after 3 steps") == 1
     refused = torchrun(world, out, parallel, "--train.seed", "7")
     assert refused.returncode != 0
-    assert f"stillroom: {out} holds a run with other settings (config.train.seed" in refused.stderr
+    assert (
+        f"stillroom: {out} holds a run with other settings (settings.config.train.seed"
+        in refused.stderr
+    )
     assert "stillroom (process 1): the first process stopped" in refused.stderr

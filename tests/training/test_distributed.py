@@ -60,6 +60,8 @@ def same_but_for_rounding(out: Path, one: Path, within: float) -> None:
 
 
 def test_two_ddp_processes_train_as_one(runs: Path) -> None:
+    skipped = [row["step"] for row in read_log(runs / "ddp", kind="step") if row["loss"] is None]
+    assert skipped == [two_processes.UNLABELLED + 1]
     same_but_for_rounding(runs / "ddp", runs / "one", within=1e-6)
 
 

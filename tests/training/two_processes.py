@@ -21,6 +21,8 @@ from stillroom.training.data_order import rows_at
 
 # Four portions a step and ten rows: epochs end within steps, and processes get unequal labels.
 CONFIG = replace(tiny_run.CONFIG, steps=10, micro_batches=4, evaluate_every=4, save_every=3)
+# A step (from 0) in which no process has a label.
+UNLABELLED = 6
 
 
 class StoppedError(BaseException):
@@ -66,7 +68,11 @@ def job(out: Path, word: str) -> None:
             time.sleep(0.02)
         if stop and step == int(stop):
             raise StoppedError
-        return tiny_run.make_batch(rows_at(step, micro, config=config, rows=tiny_run.ROWS))
+        batch = tiny_run.make_batch(rows_at(step, micro, config=config, rows=tiny_run.ROWS))
+        if step == UNLABELLED:
+            nothing = torch.zeros_like(batch["text_valid"])
+            batch |= {"text_valid": nothing, "depth_valid": nothing}
+        return batch
 
     try:
         tiny_run.run(out / name, config=config, model=model, batch_at=batch_at)

@@ -128,6 +128,7 @@ def _take_step(
         norms = _update(run, {**values["loss"], **values["terms"]}, lr)
     else:
         # Nothing labelled in the whole step: no update, not even decay.
+        run.optimizer.zero_grad()
         run.position.skipped += 1
         if run.processes.main:
             logger.warning(

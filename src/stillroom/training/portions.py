@@ -81,6 +81,9 @@ class Workshop:
             found = step(moved(batch, spread.device))
             parts = _part_of_means(found.terms, totals)
             total = self.weighting(parts, share=1 / config.micro_batches) if parts else None
+            if total is None and spread.kind == "ddp":
+                # Nothing is labelled, but DDP waits for a way back after every forward pass.
+                total = torch.stack([0 * value.sum() for value in self.parameters]).sum()
             return total, parts, _part_of_means(found.metrics, totals)
 
         gradients: Sequence[Tensor | None] = ()
@@ -92,7 +95,7 @@ class Workshop:
                 total.backward()
         return Portion(
             gradients=gradients,
-            loss={} if total is None else {"loss": total.detach()},
+            loss={"loss": total.detach()} if total is not None and parts else {},
             terms={name: value.detach() for name, value in parts.items()},
             metrics=metrics,
         )
