@@ -82,6 +82,11 @@ class TrainConfig:
                 raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise BadInputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.compile and self.checkpoint_activations:
+            raise BadInputError(
+                "compile and checkpoint_activations exclude each other: a compiled layer may take "
+                "another form when it is computed again; leave out one"
+            )
         if self.scenes_per_step % self.micro_batches:
             raise BadInputError(
                 f"scenes_per_step ({self.scenes_per_step}) must be a multiple of micro_batches "

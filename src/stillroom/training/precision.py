@@ -92,12 +92,10 @@ def lean_layers(model: nn.Module, config: TrainConfig) -> Iterator[None]:
         )
     for layer in layers:
         run = layer.forward
-        if config.compile:
-            run = torch.compile(run)
-        if config.checkpoint_activations:
-            run = functools.partial(_twice, run)
-        # Before the instance's own __call__ and its hooks, behind which FSDP gathers weights.
-        layer.forward = run  # type: ignore[method-assign]
+        # Within the layer's __call__ and its hooks, where FSDP has gathered the weights.
+        layer.forward = (  # type: ignore[method-assign]
+            torch.compile(run) if config.compile else functools.partial(_twice, run)
+        )
     try:
         yield
     finally:
