@@ -24,7 +24,7 @@ import tyro
 from tyro.conf import Positional
 
 from stillroom import __version__
-from stillroom.console import progress_bar
+from stillroom.console import process_number, progress_bar
 from stillroom.records import BadInputError
 
 Layout = Literal["auto", "scannet", "tum", "transforms", "photos"]
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run(words))
     except BadInputError as error:
-        sys.stderr.write(f"stillroom: {error}\n")
+        whose = f" (process {process_number()})" if process_number() else ""
+        sys.stderr.write(f"stillroom{whose}: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stillroom: stopped; the same command goes on where it stopped\n")
@@ -120,7 +121,8 @@ def _one_sentence(boxed: str, prog: str) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    if not process_number():  # under torchrun the first process speaks for all
+        sys.stdout.write(text + "\n")
 
 
 # Options of the verbs: the comment above a field is its help text. ------------------------------
@@ -329,7 +331,8 @@ def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> in
         with progress_bar(verb) as progress:
             _say(runs[verb](options.config, **folders, progress=progress))
     except TrainingDiverged as error:
-        sys.stderr.write(f"stillroom: {error}\n")
+        if not process_number():
+            sys.stderr.write(f"stillroom: {error}\n")
         return 1
     return 0
 

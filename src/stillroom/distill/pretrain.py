@@ -33,8 +33,10 @@ from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_config import Head
 from stillroom.students.encoders.vggt_load import load_vggt, save_vggt
+from stillroom.training.distributed import join
 from stillroom.training.handed import StepLosses, count_steps
 from stillroom.training.loop import train
+from stillroom.training.precision import moved
 from stillroom.training.runlog import TrainResult, open_run
 
 logger = logging.getLogger(__name__)
@@ -134,11 +136,15 @@ def pretrain_encoder(
         "config": {k: v for k, v in asdict(config).items() if k != "train"},
         "scenes": content_hash(store.scene_ids()),
     }
-    open_run(out, config=config.train, settings=settings)
-    # Written last: without it the run, finished or not, has something left to do.
-    if not (out / "validation.json").exists():
-        rows = _rows(store, config, config.train_split, out)
-        validation = _rows(store, config, config.validation_split, out)
+    processes = join(config.train)
+    with processes.main_first():
+        open_run(out, config=config.train, settings=settings)
+        # Written last: without it the run, finished or not, has something left to do.
+        finished = (out / "validation.json").exists()
+        if not finished:
+            rows = _rows(store, config, config.train_split, out)
+            validation = _rows(store, config, config.validation_split, out)
+    if not finished:
         model = new_model(config)
         result = train(
             config=config.train,
@@ -152,7 +158,9 @@ def pretrain_encoder(
             settings=settings,
             progress=count_steps(progress),
         )
-        _write(model.encoder, result, out)
+        if processes.main:
+            _write(model.encoder, result, out)
+        processes.wait()
     return _sentence(out)
 
 
@@ -186,6 +194,7 @@ def validate(model: Pretraining, rows: PretrainRows) -> dict[str, float]:
     number = min(config.validation_scenes, len(rows))
     for start in range(0, number, SCENES_PER_PASS):
         batch = rows.plain_batch(range(start, min(start + SCENES_PER_PASS, number)))
+        batch = moved(batch, next(model.parameters()).device)
         said = model(batch)
         labelled = label_counts(batch, config)
         for name, value in loss_sums(said, batch, config).items():

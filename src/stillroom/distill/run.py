@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.teachers.sampling import right_by_family
+from stillroom.training.distributed import Processes, join
 from stillroom.training.handed import count_steps
 from stillroom.training.loop import train
+from stillroom.training.precision import computing_in, moved
 from stillroom.training.runlog import open_run
 
 logger = logging.getLogger(__name__)
@@ -62,12 +64,76 @@ def distill(
 
     ``encoder``, ``language_model`` and ``tokenizer`` are where those of the recipe lie; ``recipe``
     is its name and ``meta`` says how it was run (commit, command, machine), for the card. The
-    frozen encoder sees every scene once; its features are kept in ``out/features``.
+    frozen encoder sees every scene once; its features are kept in ``out/features``. Every process
+    of ``torchrun`` calls this, and the first writes.
 
     Raises:
-        BadInputError: missing labels, scenes of several kinds, or ``out`` holds another run.
+        BadInputError: missing labels, scenes of several kinds, a term that no answer learns from,
+            or ``out`` holds another run.
     """
-    store, taught = open_store(scenes), open_labels(labels)
+    processes = join(config.train)
+    places = {"encoder": encoder, "language_model": language_model, "tokenizer": tokenizer}
+    with processes.main_first():
+        ready = _prepare(config, open_store(scenes), open_labels(labels), out, processes, **places)
+    student, losses = ready.student, config.losses
+    result = train(
+        config=config.train,
+        model=student,
+        weighting=make_weighting(losses),
+        step=lambda batch: distill_step(student, batch, losses),
+        count=count_labelled,
+        batch_at=ready.training.at,
+        evaluate=lambda: _evaluate(student, ready.held_out, losses),
+        best_by="answer_ce",
+        out=out,
+        settings=ready.settings,
+        progress=count_steps(progress),
+    )
+    home = out / "student"
+    if processes.main and not (ready.finished and (home / PROVENANCE_FILE).is_file()):
+        _say("steps", steps_without(out, losses))
+        save_student(student, ready.processor, home)
+        facts = provenance(
+            config,
+            student,
+            recipe=recipe,
+            teacher=ready.settings["labels"]["teacher"],
+            store=open_store(scenes),
+            scene_ids={"train": ready.training.scene_ids, "val": ready.held_out.scene_ids},
+            steps=result.steps,
+            seconds=result.seconds,
+            meta=meta or {},
+        )
+        write_card(home, facts)
+    processes.wait()
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
+    return f"{home} after {result.steps} steps, best at {result.best_step}: {shown}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """All that is there before a step."""
+
+    student: StillroomStudent
+    processor: StillroomProcessor
+    # What names the run.
+    settings: dict[str, Any]
+    training: Batches
+    held_out: Batches
+    finished: bool
+
+
+def _prepare(
+    config: DistillConfig,
+    store: SceneStore,
+    taught: LabelStore,
+    out: Path,
+    processes: Processes,
+    *,
+    encoder: Path | str,
+    language_model: Path | str,
+    tokenizer: Path | str,
+) -> _Ready:
     ids = {
         "train": _labelled(store, taught, config.train_split),
         "val": _labelled(store, taught, config.validation_split)[: config.validation_scenes],
@@ -92,6 +158,7 @@ def distill(
     }
     # Refuse a foreign folder before anything is computed or written.
     run = open_run(out, config=config.train, settings=settings)
+    student.to(processes.device)  # type: ignore[arg-type]  # transformers wraps it without its types
     cache = Path(config.features) if config.features else out / "features"
     features = cache_features(
         student,
@@ -102,6 +169,7 @@ def distill(
         encoder=revision,
         precision=config.encoder_precision,
     )
+    own_depth = (revision, _own_depth(student, processor)) if losses.pairs_from == "own" else None
     targets = cache_targets(
         store,
         every,
@@ -110,46 +178,23 @@ def distill(
         grid=student.config.vision_grid,
         losses=losses,
         teacher=teacher,
-        own_depth=(revision, _own_depth(student, processor))
-        if losses.pairs_from == "own"
-        else None,
+        own_depth=own_depth,
     )
     training, held_out = (
         _batches(config, features, targets, store, taught, ids[name], processor)
         for name in ("train", "val")
     )
-    _check_terms(student, training, losses)
-    result = train(
-        config=config.train,
-        model=student,
-        weighting=make_weighting(losses),
-        step=lambda batch: distill_step(student, batch, losses),
-        count=count_labelled,
-        batch_at=training.at,
-        evaluate=lambda: _evaluate(student, held_out, config),
-        best_by="answer_ce",
-        out=out,
+    if processes.main and run.finished is None:
+        with computing_in(config.train.precision, processes.device):
+            _check_terms(student, training, losses)
+    return _Ready(
+        student=student,
+        processor=processor,
         settings=settings,
-        progress=count_steps(progress),
+        training=training,
+        held_out=held_out,
+        finished=run.finished is not None,
     )
-    _say("steps", steps_without(out, losses))
-    home = out / "student"
-    if run.finished is None or not (home / PROVENANCE_FILE).is_file():
-        save_student(student, processor, home)
-        facts = provenance(
-            config,
-            student,
-            recipe=recipe,
-            teacher=taught.settings["teacher"],
-            store=store,
-            scene_ids=ids,
-            steps=result.steps,
-            seconds=result.seconds,
-            meta=meta or {},
-        )
-        write_card(home, facts)
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
-    return f"{home} after {result.steps} steps, best at {result.best_step}: {shown}"
 
 
 def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
@@ -202,7 +247,8 @@ def _check_terms(student: StillroomStudent, training: Batches, losses: LossConfi
     # The first scene that has labels for it, of every term; most often that is one scene.
     rows = set(range(len(training.rows)))
     shown = {min(rows.difference(lack), default=0) for lack in without.values()}
-    require_reach(term_reach(student, training.sample(sorted(shown)), losses), losses)
+    batch = moved(training.sample(sorted(shown)), student.device)
+    require_reach(term_reach(student, batch, losses), losses)
 
 
 def _say(what: str, without: Mapping[str, tuple[int, int]]) -> None:
@@ -217,20 +263,18 @@ def _own_depth(student: StillroomStudent, processor: StillroomProcessor) -> OwnD
     @torch.no_grad()
     def depth_of(scene: Scene) -> Float32[np.ndarray, "v s s"]:
         photos = torch.from_numpy(processor.images([view.rgb for view in scene.views]))
-        found = student.features(photos[None]).depth_map
+        found = student.features(photos[None].to(student.device)).depth_map
         if found is None:
             raise BadInputError(
                 "losses.pairs_from own needs an encoder with a depth head; take measured"
             )
-        depth: np.ndarray = found[0].float().numpy()
+        depth: np.ndarray = found[0].float().cpu().numpy()
         return depth
 
     return depth_of
 
 
-def _evaluate(
-    student: StillroomStudent, batches: Batches, config: DistillConfig
-) -> dict[str, float]:
+def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -> dict[str, float]:
     """Mean of every term over the held-out scenes, and the share of answers right by family.
 
     Right means as the teacher said it, token for token, each token given the ones before it.
@@ -243,12 +287,12 @@ def _evaluate(
         chosen = ids[start : start + SCENES_PER_EVALUATION]
         rows = batches.rows[start : start + SCENES_PER_EVALUATION]
         asked = [batches.items[scene_id] for scene_id in chosen]
-        batch = batches.batch(rows, asked)
+        batch = moved(batches.batch(rows, asked), student.device)
         answers = [(item.question.family, len(item.answer_ids)) for row in asked for item in row]
         for family, values in right_by_family(tokens_right(student, batch), answers).items():
             right.setdefault(family, []).extend(values)
-        losses = distill_step(student, batch, config.losses)
-        for name, total in {**losses.terms, **losses.metrics}.items():
+        found = distill_step(student, batch, losses)
+        for name, total in {**found.terms, **found.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(total)
         for name, count in count_labelled(batch).items():
             counts[name] = counts.get(name, 0.0) + count

@@ -35,8 +35,10 @@ from stillroom.teachers.teach_config import TeachConfig
 from stillroom.teachers.teach_rows import Rows, TeachBatch, open_rows
 from stillroom.text.mentions import word_tokens
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
+from stillroom.training.distributed import join
 from stillroom.training.handed import StepLosses, count_steps
 from stillroom.training.loop import train
+from stillroom.training.precision import moved
 from stillroom.training.runlog import open_run
 
 
@@ -68,7 +70,7 @@ class Teaching(nn.Module):
                 for pairs, scene in zip(batch.rows, scenes, strict=True)
             ],
             multiple_of=32,
-        )
+        ).to(batch.images.device)
         n = packed.prefix_length
         vision = torch.stack([F.pad(s.tokens, (0, 0, 0, n - len(s.tokens))) for s in scenes])
         states = read_packed(
@@ -148,7 +150,7 @@ class Teaching(nn.Module):
 
 def _voxel_objects(patch_object: Tensor, of_patch: Tensor, count: int) -> Tensor:
     """object_id of every voxel: that of one of its patches, things before walls."""
-    found = torch.zeros(count, dtype=torch.long)
+    found = torch.zeros(count, dtype=torch.long, device=of_patch.device)
     return found.scatter_reduce(0, of_patch, patch_object, reduce="amax")
 
 
@@ -175,10 +177,12 @@ def teach(
         "scenes": content_hash(q.question_id for q in store.questions(split="train")),
         "validation": content_hash(q.question_id for q in held_out_store.questions(split="val")),
     }
-    # Refuse a foreign folder before anything is decoded or written.
-    open_run(out, config=config.train, settings=settings)
-    training = open_rows(config, store, "train", tokenizer, out)
-    held_out = open_rows(config, held_out_store, "val", tokenizer, out)
+    processes = join(config.train)
+    with processes.main_first():
+        # Refuse a foreign folder before anything is decoded or written.
+        open_run(out, config=config.train, settings=settings)
+        training = open_rows(config, store, "train", tokenizer, out)
+        held_out = open_rows(config, held_out_store, "val", tokenizer, out)
     torch.manual_seed(config.train.seed)
     model = Teaching(config, config.llava3d(tokenizer))
     _draw_language_model(model.teacher)
@@ -196,7 +200,9 @@ def teach(
         settings=settings,
         progress=count_steps(progress),
     )
-    save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
+    if processes.main:
+        save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
+    processes.wait()
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
     return f"{out / 'teacher'} after {result.steps} steps, best at {result.best_step}: {shown}"
 
@@ -269,6 +275,7 @@ def _evaluate(model: Teaching, rows: Rows, config: TeachConfig) -> dict[str, flo
     for start in range(0, len(scenes), 8):
         chosen = list(scenes[start : start + 8])
         batch = rows.batch(chosen, [range(len(rows.questions[row])) for row in chosen])
+        batch = moved(batch, model.teacher.device)
         logits, packed, heads = model(batch)
         if "grounding" in heads:
             apart += float(heads["grounding"])

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +35,8 @@ class TrainResult:
     metrics: dict[str, float] = field(default_factory=dict)
     # Training time over all sittings, evaluations included.
     seconds: float = 0.0
+    # Steps in which nothing was labelled, so that no weight changed.
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """All that a killed run goes on from."""
         return self.path / "checkpoint.pt"
+
+    @property
+    def shards(self) -> Path:
+        """The same where every process writes its part (fsdp)."""
+        return self.path / "checkpoint"
 
     @property
     def weights(self) -> Path:
@@ -81,7 +88,7 @@ def open_run(out: Path, *, config: TrainConfig, settings: Mapping[str, Any]) -> 
     if out.exists() and not out.is_dir():
         raise BadInputError(f"{out} is a file, a folder is needed. Choose another --out.")
     if path.exists():
-        difference = _first_difference(_read_json(path, out), record)
+        difference = _first_difference(_of_today(_read_json(path, out)), record)
         if difference:
             raise BadInputError(
                 f"{out} holds a run with other settings ({difference}). Choose another --out."
@@ -131,10 +138,12 @@ class RunLog:
 
 
 def read_log(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a run's ``log.jsonl``, all or those of one kind ("step" or "eval"), in order.
+    """The rows of a run's ``log.jsonl``, all or those of one kind ("step", ...), in order.
 
     A step has: step, steps, loss (weighted total), unweighted (sum of the terms), terms, metrics,
-    weights, sigmas, grad_norm, lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds.
+    labelled (positions by name), weights, sigmas, grad_norm (before clipping), grad_norms (by part
+    of the model), lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds. A resume, by
+    another number of processes, has: step, before, processes.
     What was not finite reads as None. A torn last line, of a run that is going on, is left out.
     """
     file = path / "log.jsonl" if path.is_dir() else path
@@ -190,6 +199,17 @@ def _read_json(path: Path, out: Path) -> dict[str, Any]:
         raise BadInputError(f"{path} is damaged. Choose another --out than {out}.") from error
     if not isinstance(record, dict):
         raise BadInputError(f"{path} is damaged. Choose another --out than {out}.")
+    return record
+
+
+def _of_today(record: dict[str, Any]) -> dict[str, Any]:
+    """A run begun before there was some setting of ``TrainConfig`` had what is now its default."""
+    known = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    settings = record.get("settings")
+    config = settings.get("config") if isinstance(settings, dict) else None
+    for holder in (record, config):
+        if isinstance(holder, dict) and isinstance(holder.get("train"), dict):
+            holder["train"] = json.loads(_as_text(known)) | holder["train"]
     return record
 
 
