@@ -51,6 +51,10 @@ def scaled(config: DistillConfig, world: Path) -> DistillConfig:
             intermediate_size=32,
             vision_grid=2,
             vocab_size=min(config.student.vocab_size, 300),
+            detection_queries=4,
+            detection_width=32,
+            detection_layers=1,
+            relation_width=8,
         ),
         encoder=str(world / "encoder"),
         tokenizer=str(world / "llama") if config.tokenizer else "",
@@ -114,6 +118,9 @@ def test_the_papers_student_counts_what_the_paper_counts() -> None:
     assert table["projector"] == 4_196_352
     assert table["slots"] == 16_384
     assert 2_285_000_000 < table["total"] < 2_300_000_000
+    # A head for each term that asks for one, W of Eq. 1 for the teacher's voxels among them.
+    assert table["feature_projector"] == 2048 * 1024 + 1024
+    assert {"detector", "relations", "depth_bins"} <= set(table)
     assert not {"camera_head", "point_head", "track_head"} & set(table)
     assert api.params("paper_h100_k16")["slots"] == 32_768
     parts = ("language_model", "aggregator", "depth_head", "projector")

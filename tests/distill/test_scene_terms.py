@@ -16,7 +16,7 @@ from test_distill_run import world as world  # the same scenes, labels and encod
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LossConfig, StudentSizes
+from stillroom.distill.config import DistillConfig, LoraConfig, LossConfig, StudentSizes
 from stillroom.distill.features import cache_features
 from stillroom.distill.lacking import scenes_without
 from stillroom.distill.reach import parts_reached, require_reach, term_reach
@@ -31,7 +31,7 @@ from stillroom.distill.targets import (
     things_in_sight,
 )
 from stillroom.geometry.poses import transform, view0_from_world, yaw_of
-from stillroom.recipes.mini import DISTILL
+from stillroom.recipes import mini, table
 from stillroom.records import BadInputError, SceneFeatures
 from stillroom.scenes.rooms import CATEGORIES, make_room
 from stillroom.scenes.store import open_store
@@ -259,29 +259,47 @@ REACH = {
 }
 
 
+RECIPES = table("distill")
+
+
 @pytest.mark.usefixtures("taught")
-@pytest.mark.parametrize("every_term", [False, True], ids=["as it is", "with every term"])
-@pytest.mark.parametrize("name", DISTILL)
+@pytest.mark.parametrize(
+    ("name", "every_term"),
+    [*((name, False) for name in RECIPES), *((name, True) for name in mini.DISTILL)],
+)
 def test_each_term_of_each_recipe_reaches_the_answer(
     world: Path, tmp_path: Path, name: str, every_term: bool
 ) -> None:
-    recipe = DISTILL[name]()
+    recipe = RECIPES[name]()
     # The recipe's own choices at the smallest sizes; the tiny encoder and words from scratch.
+    sizes = replace(
+        SIZES,
+        layers=2,
+        vision_pool=recipe.student.vision_pool,
+        tie_embeddings=recipe.student.tie_embeddings,
+        rotary_share=recipe.student.rotary_share,
+    )
     small = replace(
         recipe,
         train=TINY.train,
-        student=replace(SIZES, layers=2),
+        student=sizes,
         language_model="",
+        tokenizer="",
+        lora=LoraConfig(),
         losses=replace(recipe.losses, **switched_on()) if every_term else recipe.losses,
     )
     student, batches = batches_of(world, tmp_path, small)
     batch = batches.sample([0, 1, 2])
     reach = term_reach(student, batch, small.losses)
     require_reach(reach, small.losses)
-    expected = {"text"} if not recipe.vision else PARTS if every_term else set(small.losses.terms)
-    assert set(reach) == expected
+    terms = {
+        part for term in small.losses.terms for part in small.losses.parts.get(term, {term: 1.0})
+    }
+    assert not every_term or terms == PARTS
+    assert set(reach) == (terms if recipe.vision else {"text"})
+    there = {CONNECTOR, LM, *([SLOTS] if recipe.slots.used else [])}
     for term, parameters in reach.items():
-        assert parts_reached(parameters) == REACH[term], term
+        assert set(parts_reached(parameters)) == there & set(REACH[term]), term
     if recipe.vision:
         # Every weight of the connector, so that no part of a vision token is left untaught.
         connector = {f"connector.{key}" for key, _ in student.connector.named_parameters()}
@@ -307,6 +325,32 @@ def test_a_term_that_reaches_nothing_is_an_error_unless_the_recipe_says_so(
         require_reach(reach, EVERY)
     named = ("depth_ce", "depth_reg", "depth_kl", "detection", "spatial", "multi_view", "feature")
     require_reach(reach, replace(EVERY, reach_nothing=named))
+
+
+@pytest.mark.usefixtures("taught")
+def test_a_depth_head_that_is_trained_learns_from_depth_and_from_answers(
+    world: Path, tmp_path: Path
+) -> None:
+    config = replace(ALL, losses=replace(EVERY, depth_head=True))
+    student, batches = batches_of(world, tmp_path, config)
+    reach = term_reach(student, batches.sample([0, 1]), config.losses)
+    assert parts_reached(reach["depth_map"]) == ("encoder",)
+    assert parts_reached(reach["text"]) == (CONNECTOR, SLOTS, LM, "encoder")
+    touched = {name for parameters in reach.values() for name in parameters}
+    assert {name.split(".")[1] for name in touched if name.startswith("encoder")} == {"depth_head"}
+    run(world, tmp_path / "run", config)
+    before = student.state_dict()
+    answerer = StudentAnswerer.from_folder(tmp_path / "run" / "student")
+    moved = {
+        name
+        for name, value in answerer.student.state_dict().items()
+        if name.startswith("encoder") and not torch.equal(value, before[name].bfloat16().float())
+    }
+    assert any("depth_head" in name for name in moved)
+    assert not any("aggregator" in name for name in moved)
+    rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
+    assert all(row["labelled"]["depth_map"] > 0 for row in rows)
+    assert "depth_map" in rows[0]["weights"]
 
 
 # Runs. ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.config import DistillConfig
@@ -46,6 +46,8 @@ class Batch:
     logsumexp: Float[Tensor, "a"] | None
     # What detection, spatial, multi-view and feature terms are taught by; None where they are off.
     scene: SceneLabels | None = None
+    # The photos, where the encoder's depth head is trained: tokens and own_depth are then not used.
+    photos: UInt8[Tensor, "b v 3 s s"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,9 @@ class Batches:
             mention_at=torch.tensor(at, dtype=torch.long).reshape(-1, 2),
             mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
             scene=self.scene(rows),
+            photos=None
+            if self.features.photos is None
+            else torch.from_numpy(np.asarray(self.features.photos[rows])),
             **_logits([item.label for row in items for item in row]),
         )
 

@@ -71,6 +71,7 @@ def student_config(
         image_size=encoder.image_size,
         max_views=size.max_views,
         blind=not config.vision,
+        train_depth_head=config.losses.depth_head,
         pad_token_id=words.pad_id,
         bos_token_id=words.bos_id,
         eos_token_id=words.eos_id,
@@ -212,7 +213,8 @@ def described_student(
         if language_model
         else language_config(config.student)
     )
-    return student_config(config, encoder_config(encoder, heads=KEPT_HEADS), text)
+    found = encoder_config(encoder, heads=KEPT_HEADS)
+    return student_config(config, found, text, feature_width=config.student.feature_width)
 
 
 def build_student(
@@ -236,6 +238,8 @@ def build_student(
     if config.start_from:
         student, processor = _gone_on_with(config)
         student = _with_heads(student, _heads(config, feature_width), config.train.seed)
+        student.config.train_depth_head = config.losses.depth_head
+        student.freeze()
     else:
         student, processor = _fresh(config, encoder, language_model, tokenizer, feature_width)
     if config.lora.rank:
@@ -270,8 +274,7 @@ def _fresh(
             begin_copying(student.language_model)
     # Taken as they are, not copied: an encoder of a billion parameters lies in memory once.
     student.encoder.load_state_dict(vggt.state_dict(), assign=True)
-    if built.freeze_encoder:
-        student.encoder.requires_grad_(False)
+    student.freeze()
     processor = StillroomProcessor(
         image_size=built.image_size, max_views=built.max_views, tokenizer=words
     )

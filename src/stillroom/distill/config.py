@@ -46,12 +46,17 @@ class StudentSizes:
     detection_layers: int = 2
     # Inner width of the head that relates things, where losses.spatial asks for one.
     relation_width: int = 64
+    # Width of the teacher's features, where losses.spatial or losses.feature ask for them; 0 takes
+    # what the labels have.
+    feature_width: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a sentence."""
         for name in ("detection_queries", "detection_layers", "relation_width"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.feature_width < 0:
+            raise BadInputError(f"feature_width must not be negative, got {self.feature_width}")
         if self.detection_width < 1 or self.detection_width % 32:
             raise BadInputError(
                 f"detection_width must be a multiple of 32, got {self.detection_width}"
@@ -85,6 +90,10 @@ class LossConfig:
     temperature: float = 2.0
     # Depth terms on the connector's tokens: bins, regression, soft bins.
     depth: bool = True
+    # Train the encoder's depth head too: on measured depth (a term, depth_map) and on whatever
+    # reads its depth. The encoder then sees the photos in every step: what the head reads is too
+    # large to be kept.
+    depth_head: bool = False
     # Two terms where a scene knows its objects: naming (what each vision token shows) and grounding
     # (the box of each thing that a question names).
     grounding: bool = True
@@ -139,9 +148,10 @@ class LossConfig:
     def terms(self) -> tuple[str, ...]:
         """The terms that are on, each with one weight, under the names of ``docs/losses.md``."""
         depth = ("depth_ce", "depth_reg", "depth_kl") if self.depth else ()
+        own = ("depth_map",) if self.depth_head else ()
         grounding = ("naming", "grounding") if self.grounding else ()
         others = ("detection", "spatial", "multi_view", "feature")
-        return ("text", *depth, *grounding, *(name for name in others if getattr(self, name)))
+        return ("text", *depth, *own, *grounding, *(name for name in others if getattr(self, name)))
 
     @property
     def parts(self) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.pretrain_batches import cell_objects
@@ -53,6 +53,8 @@ class FeatureCache:
     cells: Float[np.ndarray, "n v g g"]
     # What is in the scene, as in ``scenes.pixels.object_table``; zeros where nobody knows.
     objects: Float[np.ndarray, "n m 8"]
+    # The photos themselves, where a part of the encoder is trained.
+    photos: UInt8[np.ndarray, "n v 3 s s"] | None = None
 
     def rows(self, scene_ids: Sequence[str]) -> list[int]:
         """Rows of scenes, in their order."""
@@ -92,9 +94,13 @@ def cache_features(
         str(processor.image_size),
         str(processor.max_views),
     ]
+    names = list(_ARRAYS)
+    if settings.train_depth_head:
+        names.append("photos")
+        shaped_by.append("photos")
     home = folder / f"features-{content_hash([*shaped_by, *scene_ids])}"
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(home.with_name(f".{home.name}.lock")):
+    with alone(home.with_name(f".{home.name}.lock")):
         if not home.exists():
             partial = home.with_name(f".{home.name}.partial")
             partial.mkdir(exist_ok=True)
@@ -103,12 +109,12 @@ def cache_features(
             (partial / "index.json").write_text(json.dumps({"scene_ids": list(scene_ids)}))
             os.replace(partial, home)
     index = json.loads((home / "index.json").read_text())
-    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
     return FeatureCache(scene_ids=tuple(index["scene_ids"]), **arrays)
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Hold a lock that other processes wait for, and that a killed one lets go."""
     with lock.open("a") as file:
         try:
@@ -130,7 +136,7 @@ class _Reader:
 
     @torch.no_grad()
     def read(self, scene_ids: Sequence[str]) -> dict[str, np.ndarray]:
-        """The arrays of ``FeatureCache`` for a few scenes, in half precision."""
+        """The arrays of ``FeatureCache`` for a few scenes."""
         student, processor = self.student.eval(), self.processor
         scenes = [self.store.scene(scene_id) for scene_id in scene_ids]
         views = {len(processor.chosen(len(scene.views))) for scene in scenes}
@@ -151,7 +157,10 @@ class _Reader:
             "cells": torch.stack([_cells(scene, processor, grid) for scene in scenes]),
             "objects": torch.from_numpy(np.stack([_objects(scene) for scene in scenes])),
         }
-        return {name: value.to("cpu", torch.float16).numpy() for name, value in values.items()}
+        read = {name: value.to("cpu", torch.float16).numpy() for name, value in values.items()}
+        if student.config.train_depth_head:
+            read["photos"] = np.rint(255 * photos).astype(np.uint8)
+        return read
 
 
 def _fill(reader: _Reader, scene_ids: Sequence[str], home: Path, progress: Progress | None) -> None:
@@ -160,7 +169,7 @@ def _fill(reader: _Reader, scene_ids: Sequence[str], home: Path, progress: Progr
     done = json.loads(done_file.read_text()) if done_file.exists() else 0
     arrays: dict[str, np.memmap] = {}
     if done:
-        arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
+        arrays = {file.stem: np.load(file, mmap_mode="r+") for file in home.glob("*.npy")}
     for start in range(done, len(scene_ids), SCENES_PER_PASS):
         chosen = scene_ids[start : start + SCENES_PER_PASS]
         for name, array in reader.read(chosen).items():
@@ -168,7 +177,7 @@ def _fill(reader: _Reader, scene_ids: Sequence[str], home: Path, progress: Progr
                 arrays[name] = np.lib.format.open_memmap(
                     home / f"{name}.npy",
                     mode="w+",
-                    dtype=np.float16,
+                    dtype=array.dtype,
                     shape=(len(scene_ids), *array.shape[1:]),
                 )
             if arrays[name].shape[1:] != array.shape[1:]:

@@ -47,7 +47,9 @@ def _counts(batches: Batches, number: int) -> dict[str, float]:
     named = any(batches.mentions[item.question.question_id] for item in asked)
     return {
         "text": 1.0,
-        **dict.fromkeys(DEPTH_TERMS, float(sees and (features.true_depth[row] > 0).any())),
+        **dict.fromkeys(
+            (*DEPTH_TERMS, "depth_map"), float(sees and (features.true_depth[row] > 0).any())
+        ),
         "naming": float(sees and features.objects[row][:, 0].any()),
         "grounding": float(sees and named),
         **({} if scene is None else label_counts(scene)),

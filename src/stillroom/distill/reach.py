@@ -16,8 +16,8 @@ from stillroom.distill.step import count_labelled, distill_step
 from stillroom.records import BadInputError
 from stillroom.students.model import StillroomStudent
 
-#: Parts of a student that stand between the encoder's features and an answer.
-ANSWER_PATH = ("connector", "slots", "language_model")
+#: Parts of a student that an answer is made from; of the encoder, what is trained.
+ANSWER_PATH = ("connector", "slots", "language_model", "encoder")
 
 
 def term_reach(

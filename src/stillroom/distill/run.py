@@ -24,7 +24,13 @@ from stillroom.distill.lora import merged_state
 from stillroom.distill.provenance import provenance
 from stillroom.distill.reach import require_reach, term_reach
 from stillroom.distill.step import count_labelled, distill_step, tokens_right
-from stillroom.distill.targets import OwnDepth, SceneTargets, cache_targets, find_teacher
+from stillroom.distill.targets import (
+    OwnDepth,
+    SceneTargets,
+    Teacher,
+    cache_targets,
+    find_teacher,
+)
 from stillroom.distill.weighting import make_weighting
 from stillroom.records import BadInputError, Scene, content_hash
 from stillroom.scenes.store import SceneStore, open_store
@@ -32,7 +38,7 @@ from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
-from stillroom.teachers.sampling import right_by_family
+from stillroom.teachers.sampling import AnswerScores
 from stillroom.training.distributed import Processes, join
 from stillroom.training.handed import count_steps
 from stillroom.training.loop import train
@@ -142,7 +148,7 @@ def _prepare(
     losses = config.losses
     reads_features = losses.spatial or losses.feature
     teacher = find_teacher(taught, every, settings=taught.settings) if reads_features else None
-    width = 0 if teacher is None else teacher.width
+    width = _feature_width(config, teacher)
     student, processor = build_student(
         config, encoder, language_model, tokenizer, feature_width=width
     )
@@ -223,6 +229,17 @@ def _labelled(store: SceneStore, labels: LabelStore, split: str) -> list[str]:
     return found
 
 
+def _feature_width(config: DistillConfig, teacher: Teacher | None) -> int:
+    """Width of the teacher's features, 0 where there are none."""
+    asked = config.student.feature_width
+    if teacher is not None and asked not in (0, teacher.width):
+        raise BadInputError(
+            f"the labels hold features {teacher.width} wide, the recipe's teacher has {asked}; "
+            f"label with that teacher, or set --student.feature-width {teacher.width}"
+        )
+    return 0 if teacher is None else teacher.width
+
+
 def _batches(
     config: DistillConfig,
     features: FeatureCache,
@@ -281,7 +298,7 @@ def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -
     """
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
-    right: dict[str, list[bool]] = {}
+    scores = AnswerScores()
     ids = batches.scene_ids
     for start in range(0, len(ids), SCENES_PER_EVALUATION):
         chosen = ids[start : start + SCENES_PER_EVALUATION]
@@ -289,16 +306,14 @@ def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -
         asked = [batches.items[scene_id] for scene_id in chosen]
         batch = moved(batches.batch(rows, asked), student.device)
         answers = [(item.question.family, len(item.answer_ids)) for row in asked for item in row]
-        for family, values in right_by_family(tokens_right(student, batch), answers).items():
-            right.setdefault(family, []).extend(values)
+        scores.add_right(tokens_right(student, batch), answers)
         found = distill_step(student, batch, losses)
         for name, total in {**found.terms, **found.metrics}.items():
             sums[name] = sums.get(name, 0.0) + float(total)
         for name, count in count_labelled(batch).items():
             counts[name] = counts.get(name, 0.0) + count
     means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
-    shares = {f"right.{name}": sum(values) / len(values) for name, values in right.items()}
-    return means | {name: shares[name] for name in sorted(shares)}
+    return means | {f"right.{name}": share for name, share in scores.shares().items()}
 
 
 def _digest(part: nn.Module) -> str:

@@ -34,7 +34,7 @@ DEPTH_TERMS = ("depth_ce", "depth_reg", "depth_kl")
 
 def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) -> StepLosses:
     """Sums of every term over a micro-batch; ``count_labelled`` has what to divide them by."""
-    features = VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
+    features = seen(student, batch)
     cells = student.cells(features)
     level = student.config.mention_layers
     states = student.packed_states(
@@ -55,6 +55,9 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
     bin_logits = student.depth_bins(cells) if config.depth or config.multi_view else None
     if config.depth and bin_logits is not None:
         terms |= _depth_terms(student, bin_logits, batch)
+    if config.depth_head:
+        error = depth_reg(features.depth, batch.true_depth)
+        terms["depth_map"] = masked_sum(error, batch.true_depth > 0)
     if config.grounding:
         named = states.levels[level][1][tuple(batch.mention_at.T)]
         terms["naming"] = torch.stack(
@@ -71,11 +74,17 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
     return StepLosses(terms=terms, metrics={"answer_ce": answer_ce})
 
 
+def seen(student: StillroomStudent, batch: Batch) -> VisionFeatures:
+    """What the encoder says of the photos: as it was kept, or anew where a part of it learns."""
+    if batch.photos is None:
+        return VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
+    return student.features(batch.photos.float() / 255)
+
+
 @torch.no_grad()
 def tokens_right(student: StillroomStudent, batch: Batch) -> list[bool]:
     """Whether the student would have said each answer token, given the ones before it."""
-    features = VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
-    logits = student.forward_packed(student.vision_tokens(features), batch.packed)
+    logits = student.forward_packed(student.vision_tokens(seen(student, batch)), batch.packed)
     labels = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
     right: list[bool] = (logits.argmax(dim=-1) == labels).tolist()
     return right
@@ -89,6 +98,7 @@ def count_labelled(batch: Batch) -> dict[str, float]:
         "text": answers,
         "answer_ce": answers,
         **dict.fromkeys(DEPTH_TERMS, cells),
+        "depth_map": cells,
         "naming": naming_weight(batch.cell_names[..., 0]),
         "grounding": float(batch.mention_box.numel()),
         **({} if batch.scene is None else label_counts(batch.scene)),

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int16
 
 from stillroom.distill.config import LossConfig
+from stillroom.distill.features import alone
 from stillroom.distill.resample import by_patches, by_points
 from stillroom.geometry.correspond import cell_points, correspond
 from stillroom.geometry.poses import is_rigid, transform, view0_from_world, yaw_of
@@ -93,7 +94,7 @@ def find_teacher(
     labels: object, scene_ids: Sequence[str], *, settings: dict[str, object]
 ) -> Teacher | None:
     """The features of a label store; None if it holds none of any of the scenes."""
-    if not isinstance(labels, HoldsFeatures):
+    if not hasattr(labels, "scene_features"):
         return None
     for scene_id in scene_ids:
         found = labels.scene_features(scene_id)
@@ -123,6 +124,8 @@ def cache_targets(
 ) -> SceneTargets | None:
     """Targets of scenes, made once in ``folder``; None where no loss asks for any.
 
+    Of two processes that want the same one makes them and the other waits.
+
     ``own_depth`` (a name and a function) takes the place of measured depth where cells are brought
     together.
 
@@ -136,13 +139,16 @@ def cache_targets(
     what += ["" if teacher is None else teacher.identity]
     what += ["measured" if own_depth is None else own_depth[0]]
     home = folder / f"targets-{content_hash([*what, *scene_ids])}"
-    if not home.exists():
-        partial = home.with_name(f".{home.name}.{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        maker = _Maker(processor, grid, names, teacher, None if own_depth is None else own_depth[1])
-        _fill(store, scene_ids, partial, maker, progress)
-        os.replace(partial, home)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(home.with_name(f".{home.name}.lock")):
+        if not home.exists():
+            partial = home.with_name(f".{home.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            depth = None if own_depth is None else own_depth[1]
+            maker = _Maker(processor, grid, names, teacher, depth)
+            _fill(store, scene_ids, partial, maker, progress)
+            os.replace(partial, home)
     arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
     return SceneTargets(scene_ids=tuple(scene_ids), image_size=processor.image_size, **arrays)
 

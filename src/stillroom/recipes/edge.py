@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stillroom.distill.config import DistillConfig, LoraConfig, LossConfig, StudentSizes
-from stillroom.recipes.paper import TRAINING
+from stillroom.recipes.paper import HEADS, TRAINING
 
 
 def edge() -> DistillConfig:
@@ -19,7 +19,12 @@ def edge() -> DistillConfig:
     return DistillConfig(
         train=replace(TRAINING, learning_rate=2e-4),
         student=StudentSizes(
-            hidden_size=896, layers=24, heads=14, intermediate_size=4864, tie_embeddings=True
+            hidden_size=896,
+            layers=24,
+            heads=14,
+            intermediate_size=4864,
+            tie_embeddings=True,
+            **HEADS,
         ),
         losses=LossConfig(detection=True, spatial=True, multi_view=True, feature=True),
         encoder="facebook/VGGT-1B-Commercial",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
 from stillroom.training.config import TrainConfig
@@ -19,6 +20,16 @@ TEACHER = "ChaimZhu/LLaVA-3D-7B"
 ALL_TERMS = LossConfig(
     depth=True, detection=True, spatial=True, multi_view=True, feature=True, grounding=False
 )
+
+#: Heads for scans of real rooms, and the width of what LLaVA-3D makes of a voxel; with them the
+#: 24 x 2048 student stays below the 2.30 B that the paper's 2.29 B may be.
+HEADS: Mapping[str, Any] = {
+    "detection_queries": 64,
+    "detection_width": 256,
+    "detection_layers": 3,
+    "relation_width": 256,
+    "feature_width": 1024,
+}
 
 #: What the paper prints of its training, and for the rest specs/hidden_cot.md, section 5.
 TRAINING = TrainConfig(
@@ -34,6 +45,7 @@ TRAINING = TrainConfig(
     evaluate_every=800,
     save_every=200,
     early_stop_patience=5,
+    precision="bf16",
 )
 
 
@@ -50,6 +62,7 @@ def paper_h100() -> DistillConfig:
             tie_embeddings=False,
             rotary_share=0.25,
             rope_theta=10_000.0,
+            **HEADS,
         ),
         slots=SlotConfig(kind="learned", count=8, position="before"),
         losses=ALL_TERMS,

@@ -34,6 +34,8 @@ class StillroomConfig(PretrainedConfig):
     blind: bool = False
     # Without a gradient the encoder's features can be cached.
     freeze_encoder: bool = True
+    # A frozen encoder's depth head may learn all the same.
+    train_depth_head: bool = False
     # Vision tokens per view: this many rows and columns.
     vision_grid: int = 8
     # grid: every cell is a token. mean: the whole scene is one token (the papers' literal reading).
@@ -100,6 +102,8 @@ class StillroomConfig(PretrainedConfig):
             return f"image_size {self.image_size} is no multiple of patch_size {vggt.patch_size}"
         if self.vision_grid < 1 or self.max_views < 1:
             return "vision_grid and max_views must be at least 1"
+        if self.train_depth_head and not vggt.depth_head:
+            return "train_depth_head needs an encoder with a depth head"
         if self.slot_count < 0:
             return f"slot_count must not be negative, got {self.slot_count}"
         if not 0 <= self.round_read < vggt.rounds:

@@ -41,7 +41,8 @@ class DepthBins(nn.Module):
     def expected(self, logits: Float[Tensor, "*s bins"]) -> Float[Tensor, "*s"]:
         """Depth in metres: the mean of log depth under the distribution."""
         log_centers = self.centers(logits.device).log()
-        return (logits.float().softmax(dim=-1) @ log_centers).exp()
+        # A product of matrices would be rounded to half precision under autocast.
+        return (logits.float().softmax(dim=-1) * log_centers).sum(dim=-1).exp()
 
 
 class MentionBoxes(nn.Module):

@@ -77,7 +77,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         self.post_init()
         # After all draws: with and without these, every other part starts from the same values.
         self._add_heads(config, width)
-        self._freeze()
+        self.freeze()
 
     def _add_heads(self, config: StillroomConfig, width: int) -> None:
         """The heads that a config asks for; the others are None."""
@@ -102,9 +102,12 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         if isinstance(module, _OUR_PARTS):
             module.reset_parameters()
 
-    def _freeze(self) -> None:
+    def freeze(self) -> None:
+        """Take the gradient from what the config says is not trained."""
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
+        if self.config.train_depth_head:
+            self.encoder.depth_head.requires_grad_(True)
         if self.config.slot_kind == "frozen_random":
             self.slots.requires_grad_(False)
 
@@ -129,7 +132,8 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     def features(self, images: Float[Tensor, "b v 3 h w"]) -> VisionFeatures:
         """What the encoder says of photos in 0..1; the same every time if it is frozen."""
         config = self.config
-        keep_gradient = torch.is_grad_enabled() and not config.freeze_encoder
+        learns = config.train_depth_head or not config.freeze_encoder
+        keep_gradient = torch.is_grad_enabled() and learns
         heads: tuple[Head, ...] = ("depth",) if config.vggt.depth_head else ()
         with torch.set_grad_enabled(keep_gradient):
             seen = self.encoder.encode(images, [config.round_read], heads=heads)
@@ -372,7 +376,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
                 f"{where} is no checkpoint of this student: {len(wrong)} weights do not fit, "
                 f"first {sorted(wrong)[0]}"
             )
-        student._freeze()
+        student.freeze()
         return (student, info) if wants_info else student
 
 
