@@ -4,12 +4,13 @@
     python benchmarks/full_size.py --what paper_h100 --mode forward # 24 x 2048, fp32, CPU
     python benchmarks/full_size.py --what paper_h100 --device cuda --precision bf16 --encoder
 
-Weights are random, photos and questions too: only sizes matter here. Without ``--encoder`` the
-language model, connector, slots and heads read cached features, as training does, and VGGT-1B is
-not in memory. With it, VGGT-1B's shapes see the photos first (frozen, depth head on), once. A step
-is forward, backward and AdamW with fp32 weights; ``bf16`` is autocast. Memory is the peak of the
-whole process on a CPU (Linux), of the allocator on a GPU. Prints a table for people, then one JSON
-line. ``--tiny`` shrinks everything, to see that it runs.
+Weights are random, photos, questions and labels too: only sizes matter here. A step is forward
+(all terms of the recipe under its weighting, a label wherever there can be one), backward and AdamW
+with fp32 weights; ``bf16`` is autocast. Without ``--encoder`` the language model, connector, slots
+and heads read cached features, as training does, and VGGT-1B is not in memory. With it, VGGT-1B's
+shapes see the photos first (frozen, depth head on), once. Memory is the peak of the whole process
+on a CPU (Linux), of the allocator on a GPU. Prints a table for people, then one JSON line.
+``--tiny`` shrinks everything, to see that it runs.
 """
 
 from __future__ import annotations
@@ -25,16 +26,22 @@ import time
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from stillroom import recipes
+from stillroom.distill.batches import Batch
 from stillroom.distill.build import language_config, student_config
 from stillroom.distill.config import DistillConfig
-from stillroom.engine.packing import IGNORE_INDEX, Packed, pack_questions, stack_rows
+from stillroom.distill.scene_labels import Pairs, Related, SceneLabels, TeacherMaps, Things
+from stillroom.distill.step import count_labelled, distill_step
+from stillroom.distill.weighting import make_weighting
+from stillroom.engine.naming import Words
+from stillroom.engine.packing import Packed, pack_questions, stack_rows
+from stillroom.scenes.rooms import CATEGORIES
 from stillroom.students.connector import VisionFeatures
 from stillroom.students.encoders.vggt_config import VGGTConfig, mini_config
 from stillroom.students.model import StillroomStudent
 from stillroom.students.parameters import count_parameters
+from stillroom.training.precision import moved
 
 GIB = 2**30
 
@@ -63,7 +70,12 @@ def build(options: argparse.Namespace, config: DistillConfig) -> StillroomStuden
     """A student of the recipe with random weights; only with ``--encoder`` it can see."""
     with torch.device(options.device):
         torch.manual_seed(0)
-        built = student_config(config, encoder_config(options), language_config(config.student))
+        built = student_config(
+            config,
+            encoder_config(options),
+            language_config(config.student),
+            feature_width=config.student.feature_width,
+        )
         student = StillroomStudent(built)
     if not options.encoder:
         student.encoder.to("meta")  # takes no memory any more, and nobody asks it
@@ -87,6 +99,58 @@ def rows(options: argparse.Namespace, student: StillroomStudent) -> Packed:
         start_id=1,
     )
     return stack_rows([row]).to(options.device)
+
+
+def labelled(options: argparse.Namespace, student: StillroomStudent) -> SceneLabels:
+    """Labels of one scene for all terms of the paper: things, relations, pairs, features."""
+    config, draws = student.config, torch.Generator().manual_seed(2)
+    cells, things = config.vision_grid**2, config.detection_queries
+    every = options.views * cells
+    kinds = torch.randint(1, len(CATEGORIES) + 1, (1, things), generator=draws)
+    first = torch.arange(every)
+    known = torch.ones(1, options.views, cells, dtype=torch.bool)
+    related = torch.combinations(torch.arange(min(things, 16)))
+    return SceneLabels(
+        things=Things(kind=kinds, box=torch.randn(1, things, 8, generator=draws)),
+        related=Related(
+            regions=torch.full((1, min(things, 16), every), 1 / every),
+            pair=torch.cat([torch.zeros(len(related), 1, dtype=torch.long), related], dim=1),
+            probs=torch.full((len(related), 3), 0.7),
+            known=torch.ones(len(related), 3, dtype=torch.bool),
+        ),
+        pairs=Pairs(
+            cells=torch.stack([0 * first, first, (first + cells) % every], dim=1),
+            carry=torch.tensor([1.0, 0.0]).expand(every, 2),
+        ),
+        teacher=TeacherMaps(
+            features=torch.randn(*known.shape, config.feature_width, generator=draws),
+            known=known,
+            shared=known,
+        ),
+    )
+
+
+def batch_of(
+    options: argparse.Namespace, student: StillroomStudent, features: VisionFeatures, packed: Packed
+) -> Batch:
+    """A micro-batch of one scene, as training has it."""
+    nothing = Words.of([[1]])
+    cells = features.tokens.shape[:3]
+    batch = Batch(
+        tokens=features.tokens,
+        own_depth=features.depth,
+        true_depth=torch.full(features.depth.shape, 2.0),
+        packed=packed,
+        cell_names=torch.zeros(*cells, 2, dtype=torch.long),
+        name_words=(nothing, nothing),
+        mention_at=torch.zeros(0, 2, dtype=torch.long),
+        mention_box=torch.zeros(0, 6),
+        topk_ids=None,
+        topk_logits=None,
+        logsumexp=None,
+        scene=labelled(options, student),
+    )
+    return moved(batch, torch.device(options.device))
 
 
 def see(options: argparse.Namespace, student: StillroomStudent) -> tuple[VisionFeatures, float]:
@@ -125,20 +189,23 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     config = recipe(options)
     student = build(options, config)
     packed = rows(options, student)
-    labels = packed.labels[packed.labels != IGNORE_INDEX]
     device = options.device.split(":")[0]
-    trained = [p for p in student.parameters() if p.requires_grad and p.device.type != "meta"]
+    weighting = make_weighting(config.losses).to(options.device)
+    trained = [*student.parameters(), *weighting.parameters()]
+    trained = [p for p in trained if p.requires_grad and p.device.type != "meta"]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     stepping = options.mode == "step"
-    taken, loss = [], torch.zeros(())
+    taken, loss, terms = [], torch.zeros(()), dict[str, torch.Tensor]()
     with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
         features, encoding = see(options, student)
+        batch = batch_of(options, student, features, packed)
+        counts = count_labelled(batch)
         for _ in range(options.repeats):
             synchronise(options.device)
             began = time.perf_counter()
             with torch.set_grad_enabled(stepping):
-                logits = student.forward_packed(student.vision_tokens(features), packed)
-                loss = F.cross_entropy(logits.float(), labels)
+                terms = distill_step(student, batch, config.losses).terms
+                loss = weighting({name: terms[name] / counts[name] for name in terms})
             if stepping:
                 loss.backward()
                 optimizer.step()
@@ -154,12 +221,13 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "language_model": count_parameters(student.language_model),
         "trained": sum(p.numel() for p in trained),
         "tokens": packed.kind.shape[1],
+        "terms": len(terms),
         "encoder_s": round(encoding, 3),
         "first_s": round(taken[0], 3),
         # The first step also allocates the optimizer's state.
         "seconds": round(statistics.median(taken[1:] or taken), 3),
         "peak_gib": round(peak_gib(options.device), 2),
-        "loss": round(float(loss), 3),
+        "loss": round(float(loss.detach()), 3),
     }
 
 

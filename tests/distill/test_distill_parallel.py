@@ -18,8 +18,8 @@ CONFIG = replace(
     TINY,
     train=replace(TINY.train, steps=3, scenes_per_step=4, micro_batches=2, save_every=2),
     student=replace(TINY.student, detection_queries=4, detection_width=32),
-    # Every term that these labels can teach, and the part of the encoder that may learn.
-    losses=LossConfig(detection=True, spatial=True, multi_view=True, depth_head=True),
+    # Every term that these labels can teach.
+    losses=LossConfig(detection=True, spatial=True, multi_view=True),
 )
 FLAGS = {
     "student.hidden-size": 16,
@@ -43,7 +43,7 @@ FLAGS = {
 }
 
 
-SWITCHES = ("detection", "spatial", "multi-view", "depth-head")
+SWITCHES = ("detection", "spatial", "multi-view")
 
 
 def torchrun(world: Path, out: Path, parallel: str, *more: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
@@ -73,7 +73,7 @@ def test_torchrun_distils_as_one_process_does(
     assert len(list((out / "features").glob("features-*"))) == 1
     run(world, tmp_path / "one", replace(CONFIG, train=replace(CONFIG.train, device="cpu")))
     ours, theirs = (read_log(home, kind="step") for home in (out, tmp_path / "one"))
-    assert {"detection_class", "spatial_views", "multi_view", "depth_map"} <= set(ours[0]["terms"])
+    assert {"detection_class", "spatial_views", "multi_view"} <= set(ours[0]["terms"])
     assert [row["loss"] for row in ours] == pytest.approx([r["loss"] for r in theirs], abs=1e-5)
     students = [
         StudentAnswerer.from_folder(home / "student").student.state_dict()
