@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stillroom.records import Answerer, BadInputError, Question, Scene, Teacher, asked
-from stillroom.teachers.llava3d import LLaVA3D, LLaVA3DTeacher
+from stillroom.teachers.llava3d import LLaVA3DTeacher
 from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
 from stillroom.teachers.llava3d_load import fill, load_llava3d, save_llava3d
+from stillroom.teachers.llava3d_model import LLaVA3D
 from stillroom.testing import tiny_questions, tiny_scene
 from stillroom.text.tokenizer import load_tokenizer
 
@@ -83,7 +84,7 @@ def test_a_saved_teacher_comes_back_bit_for_bit(folder: Path) -> None:
 def test_a_saved_teacher_answers_as_before(folder: Path) -> None:
     scene = tiny_scene(3)
     questions = tiny_questions(scene)
-    said = LLaVA3DTeacher.from_folder(folder, device="cpu").label(scene, questions, ["topk_logits"])
+    said = LLaVA3DTeacher.from_folder(folder).label(scene, questions, ["topk_logits"])
     before = tiny_teacher().label(scene, questions, ["topk_logits"])
     for one, other in zip(said, before, strict=True):
         assert one.answer == other.answer
@@ -200,7 +201,7 @@ def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
         ({"frame": "moon"}, "expected one of source, view0"),
         ({"mm_hidden_size": 7}, "mm_hidden_size 7"),
         ({"vision_config": None}, "without its sizes"),
-        ({"voxel_size": 0.0}, "must be positive"),
+        ({"voxel_size": 0.0}, "voxel_size = 0.0, expected more than 0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(
