@@ -86,7 +86,7 @@ def teacher(name: str, options: TeacherOptions | None = None) -> Teacher:
         from stillroom.teachers.truth import TruthTeacher
 
         if options is not None and options.fingerprint():
-            raise BadInputError(f"the teacher 'truth' has no option {[*options.fingerprint()][0]}")
+            raise BadInputError("the teacher 'truth' has no options; leave --options.* out")
         return TruthTeacher()
     if kind == "llava3d":
         return _llava3d(where, options)

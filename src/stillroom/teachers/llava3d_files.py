@@ -18,8 +18,10 @@ from stillroom.teachers.llava3d_config import LLaVA3DConfig, read_json
 _HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
-def fetch(where: str | Path) -> Path:
+def fetch(where: str | Path, *, local_only: bool = False) -> Path:
     """The folder of a checkpoint; a hub id (owner/name) is downloaded, .bin shards only if need be.
+
+    With ``local_only`` what was downloaded earlier is found, and nothing else.
 
     Raises:
         BadInputError: no folder and no hub id, or the hub cannot give it.
@@ -30,11 +32,14 @@ def fetch(where: str | Path) -> Path:
     name = _hub_id(where)
     from huggingface_hub import snapshot_download
 
-    texts = ["*.json", "*.model"]
+    def downloaded(weights: str) -> Path:
+        wanted = ["*.json", "*.model", weights]
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local_only))
+
     try:
-        found = Path(snapshot_download(name, allow_patterns=[*texts, "*.safetensors"]))
+        found = downloaded("*.safetensors")
         if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(name, allow_patterns=[*texts, "*.bin"]))
+            found = downloaded("*.bin")
     except (OSError, ValueError) as error:
         raise _unreachable(name, error) from None
     return found

@@ -7,14 +7,12 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPVisionModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from stillroom.records import BadInputError
@@ -31,6 +29,8 @@ _DEAD = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids|image_newlin
 _WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
 # Modules that stand below ``model.``; some tools write them without it.
 _INNER = ("embed_tokens.", "layers.", "norm.", "mm_projector.", "vision_tower.", "video_tower.")
+_State = dict[str, Tensor]
+
 # Above this many parameters a model is held as it was stored, below it in float32.
 _LARGE = 1_000_000_000
 
@@ -79,7 +79,7 @@ def fill(
     """
     expected = dict(model.named_parameters())
     missing = set(expected)
-    state: dict[str, Tensor] = {}
+    state: _State = {}
     unexpected: list[str] = []
     for stored_name, tensor in tensors:
         name = _canonical(stored_name)
@@ -100,13 +100,13 @@ def fill(
     if unexpected:
         raise BadInputError(f"the checkpoint has keys that LLaVA-3D lacks: {_named(unexpected)}")
     page = model.settings.mm_vision_tower
-    clip = {name for name in expected if name.startswith(_CLIP)}
-    if missing and missing == clip:
+    clip = {name: tensor for name, tensor in expected.items() if name.startswith(_CLIP)}
+    if missing == clip.keys():
         logger.info("the checkpoint has no CLIP weights; taking them from %s", page)
-        state |= _clip_from(tower_folder(page, folder) or page, dtype, expected)
+        state |= _clip_from(tower_folder(page, folder) or page, dtype, clip)
         missing = set()
-    elif folder is not None and not missing & clip:
-        _compare_clip(state, page, dtype, folder, expected)
+    elif folder is not None and page and not missing & clip.keys():
+        _compare_clip(state, page, folder)
     if model.settings.tie_word_embeddings:
         missing.discard("lm_head.weight")
     if missing:
@@ -131,70 +131,56 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(listed[:5]) + more
 
 
-def _clip_from(
-    page: Path | str, dtype: torch.dtype, expected: dict[str, torch.nn.Parameter]
-) -> dict[str, Tensor]:
+def _clip_from(page: Path | str, dtype: torch.dtype, wanted: Mapping[str, Tensor]) -> _State:
     """CLIP's weights from its own folder or hub page, under the release's keys."""
-    state = _read_clip(page, dtype, local_only=False)
-    if state is None:
+    try:
+        return _read_clip(fetch(page), dtype, wanted)
+    except BadInputError as error:
         raise BadInputError(
-            f"the checkpoint has no CLIP weights and they cannot be had from {str(page)!r}; "
-            "put them into the checkpoint or connect to the hub"
-        )
-    for name, tensor in state.items():
-        if name not in expected or tensor.shape != expected[name].shape:
-            raise BadInputError(f"{page} is another vision tower than the config's: {name} differs")
-    return state
+            f"the checkpoint has no CLIP weights and they cannot be had from {str(page)!r} "
+            f"({error}); put them into the checkpoint or connect to the hub"
+        ) from None
 
 
-def _compare_clip(
-    state: dict[str, Tensor],
-    page: str,
-    dtype: torch.dtype,
-    folder: Path,
-    expected: dict[str, torch.nn.Parameter],
-) -> None:
+def _compare_clip(state: _State, page: str, folder: Path) -> None:
     """Say whether the checkpoint's CLIP is its page's, where that can be known without a download.
 
     The release reads the page's and ignores the checkpoint's; the tower is frozen, so that they
     should be equal. The checkpoint's is used in any case.
     """
-    if not page:
+    clip = {name: tensor for name, tensor in state.items() if name.startswith(_CLIP)}
+    try:
+        place = tower_folder(page, folder) or fetch(page, local_only=True)
+        dtype = next(iter(clip.values())).dtype
+        other = _read_clip(place, dtype, clip)
+    except BadInputError as error:
+        logger.info("the checkpoint's CLIP is not compared with its page: %s", error)
         return
-    other = _read_clip(tower_folder(page, folder) or page, dtype, local_only=True)
-    if other is None:
-        return
-    apart = [
-        name
-        for name in expected
-        if name.startswith(_CLIP)
-        and (name not in other or not torch.equal(other[name], state[name]))
-    ]
+    apart = sum(not torch.equal(tensor, other[name]) for name, tensor in clip.items())
     if apart:
         logger.warning(
             "the checkpoint's CLIP differs from %s in %d of %d tensors; the checkpoint's is used",
             page,
-            len(apart),
-            len(other),
+            apart,
+            len(clip),
         )
     else:
         logger.info("the checkpoint's CLIP equals %s", page)
 
 
-def _read_clip(
-    page: Path | str, dtype: torch.dtype, *, local_only: bool
-) -> dict[str, Tensor] | None:
-    """CLIP's weights under the release's keys; None where they cannot be had whole."""
-    # transformers types this without the report that comes beside the model.
-    read: Any = CLIPVisionModel.from_pretrained
-    try:
-        clip, about = read(page, dtype=dtype, local_files_only=local_only, output_loading_info=True)
-    except (OSError, ValueError):
-        return None
-    if about["missing_keys"]:
-        logger.warning("%s lacks weights of CLIP: %s", page, _named(about["missing_keys"]))
-        return None
-    return {f"{_CLIP}vision_model.{name}": tensor for name, tensor in clip.state_dict().items()}
+def _read_clip(folder: Path, dtype: torch.dtype, wanted: Mapping[str, Tensor]) -> _State:
+    """CLIP's weights from a folder of its own, with or without the text half, as ``wanted``."""
+    found = {}
+    for stored_name, tensor in stored_tensors(folder):
+        name = f"{_CLIP}vision_model.{stored_name.removeprefix('vision_model.')}"
+        if name in wanted:
+            if tensor.shape != wanted[name].shape:
+                raise BadInputError(f"{folder} is another vision tower: {stored_name} differs")
+            found[name] = tensor.to(dtype)
+    lacking = wanted.keys() - found.keys()
+    if lacking:
+        raise BadInputError(f"{folder} lacks weights of CLIP: {_named(lacking)}")
+    return found
 
 
 def _compute_buffers(model: LLaVA3D) -> None:
