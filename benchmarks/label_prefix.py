@@ -107,8 +107,8 @@ def main() -> None:
             name: measure(scenes, chosen.teacher, share=share, out=Path(folder) / name)
             for name, share in (("shared", True), ("per_question", False))
         }
-    count = len(found["shared"][2])
-    differing, worst = largest_difference(found["shared"][2], found["per_question"][2])
+        count = len(found["shared"][2])
+        differing, worst = largest_difference(found["shared"][2], found["per_question"][2])
     print(f"{'labelling':<14} {'questions':>9} {'seconds':>8} {'questions/s':>11} {'of a core':>9}")
     for name, (clock, worked, _) in found.items():
         print(f"{name:<14} {count:>9} {clock:>8.1f} {count / clock:>11.2f} {worked / clock:>9.2f}")

@@ -1,5 +1,6 @@
 """What a LLaVA-3D tells beside its answer, against one plain eager pass over each whole row."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -212,17 +213,36 @@ def test_labels_of_several_scenes_are_those_of_each() -> None:
         np.testing.assert_array_equal(one.attention, other.attention)
 
 
-def test_features_of_a_scene_just_labelled_are_not_computed_again(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("first", ["features", "labels"])
+def test_a_scene_is_read_once_for_its_features_and_its_labels(
+    first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = lively_teacher(CONFIG, OPTIONS)
-    scene = tiny_scene(0)
-    fresh = teacher.scene_features(scene)
-    teacher.label(scene, tiny_questions(scene), ["answers", "scene_features"])
-    monkeypatch.setattr(teacher, "open", None)
-    kept = teacher.scene_features(scene)
-    np.testing.assert_array_equal(fresh.pooled, kept.pooled)
-    np.testing.assert_array_equal(fresh.semantics, kept.semantics)
+    scenes = [tiny_scene(0), tiny_scene(1)]
+    expected = teacher.label_scenes([(s, tiny_questions(s)) for s in scenes], ["topk_logits"])
+    read: list[str] = []
+    opening = teacher.open
+
+    def counted(one: Scene) -> LLaVA3DSession:
+        read.append(one.scene_id)
+        return opening(one)
+
+    monkeypatch.setattr(teacher, "open", counted)
+    features = []
+
+    def asked() -> Iterator[tuple[Scene, list[Question]]]:
+        for scene in scenes:
+            if first == "features":
+                features.append(teacher.scene_features(scene))
+            yield scene, tiny_questions(scene)
+            if first == "labels":
+                features.append(teacher.scene_features(scene))
+
+    labels = teacher.label_scenes(asked(), ["topk_logits"])
+    for label, before in zip(labels, expected, strict=True):
+        np.testing.assert_array_equal(label.topk_logits, before.topk_logits)
+    assert read == [one.scene_id for one in scenes]
+    assert [one.scene_id for one in features] == read
 
 
 @pytest.mark.parametrize("prompt", ["mini", "llava_v1"])

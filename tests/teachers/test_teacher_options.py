@@ -11,7 +11,7 @@ import torch
 from released import write_released
 from tiny_llava3d import CONFIG, lively_teacher, tiny_model, tiny_teacher
 
-from stillroom.records import BadInputError, Question, asked
+from stillroom.records import BadInputError, Question, View, asked
 from stillroom.teachers import llava3d_place
 from stillroom.teachers.llava3d import LLaVA3DTeacher
 from stillroom.teachers.llava3d_place import place
@@ -268,7 +268,7 @@ def test_a_padded_photo_keeps_its_edges() -> None:
     scene = tiny_scene(0)
     wide = np.full((28, 56, 3), 250, np.uint8)
     wide[:, :5] = 0
-    scene = replace(scene, views=(replace(scene.views[0], rgb=wide),))
+    scene = replace(scene, views=(View(name="wide", rgb=wide),))
     square, _ = photo_inputs(scene, CONFIG)
     padded, views = photo_inputs(scene, replace(CONFIG, image_aspect_ratio="pad"))
     assert views == (0,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,9 +32,6 @@ from stillroom.teachers.options import TeacherOptions
 from stillroom.teachers.preprocess import object_points, photo_inputs, scene_inputs
 from stillroom.teachers.prompts import COORDINATE_ID, TEMPLATES, PromptTokenizer, open_tokenizer
 from stillroom.text.tokenizer import Tokenizer
-
-#: Features of scenes just labelled that wait to be asked for.
-_FEATURES_KEPT = 64
 
 
 class LLaVA3DSession:
@@ -178,7 +174,8 @@ class LLaVA3DTeacher:
         self.template = TEMPLATES[model.settings.prompt]
         #: Layers whose attention is averaged, group by group.
         self.layer_groups = self.options.layer_groups(model.settings.num_hidden_layers)
-        self._features: OrderedDict[str, SceneFeatures] = OrderedDict()
+        # The scene read last: its features are asked for just before or just after its labels.
+        self._last: LLaVA3DSession | None = None
 
     @classmethod
     def from_folder(
@@ -217,8 +214,7 @@ class LLaVA3DTeacher:
     ) -> list[TeacherLabel]:
         """One label per question, in order: the greedy answer, with the signals asked for.
 
-        ``scene_features`` are no part of a label; where they are among the signals, those of the
-        scene are kept until ``scene_features`` is called for it.
+        ``scene_features`` are no part of a label and come from the method of that name.
         """
         return self.label_scenes([(scene, questions)], signals)
 
@@ -231,7 +227,7 @@ class LLaVA3DTeacher:
         scenes are then finished one by one.
         """
         topk = self.options.topk if "topk_logits" in signals else 0
-        sessions = self._opened(asked, signals)
+        sessions = self._opened(asked)
         labels: list[TeacherLabel] = []
         if {"reference_logits", "last_hidden", "attention"} & set(signals):
             for session, questions in sessions:
@@ -251,13 +247,14 @@ class LLaVA3DTeacher:
         return [self._label(question, said, Reading()) for question, said in zip(known, answers)]
 
     def scene_features(self, scene: Scene) -> SceneFeatures:
-        """Features of the scene's visual tokens and where they lie; read once if just labelled.
+        """Features of the scene's visual tokens and where they lie.
+
+        A scene that was labelled last, or is labelled next, is read once for both.
 
         Raises:
             BadInputError: the scene has no depth, poses or intrinsics.
         """
-        found = self._features.pop(scene.scene_id, None)
-        return self.open(scene).features() if found is None else found
+        return self._read_once(scene).features()
 
     def decode(
         self, asked: Iterable[tuple[LLaVA3DSession, Sequence[Question]]], *, topk: int
@@ -288,18 +285,21 @@ class LLaVA3DTeacher:
         return ids[: self.model.settings.max_new_tokens]
 
     def _opened(
-        self, asked: Iterable[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
+        self, asked: Iterable[tuple[Scene, Sequence[Question]]]
     ) -> Iterator[tuple[LLaVA3DSession, Sequence[Question]]]:
         """A session for each scene, or for each question where nothing is to be shared."""
         for scene, questions in asked:
-            groups = [questions] if self.options.share_scene else [[q] for q in questions]
-            for group in groups:
-                session = self.open(scene)
-                if "scene_features" in signals and scene.scene_id not in self._features:
-                    self._features[scene.scene_id] = session.features()
-                    while len(self._features) > _FEATURES_KEPT:
-                        self._features.popitem(last=False)
-                yield session, group
+            if self.options.share_scene:
+                yield self._read_once(scene), questions
+            else:
+                for question in questions:
+                    yield self.open(scene), [question]
+
+    def _read_once(self, scene: Scene) -> LLaVA3DSession:
+        if self._last is None or self._last.scene is not scene:
+            self._last = None  # its cache makes room first
+            self._last = self.open(scene)
+        return self._last
 
     def _label(self, question: Question, said: Decoded, reading: Reading) -> TeacherLabel:
         truth = None if reading.reference is None else self.reference_ids(question)
