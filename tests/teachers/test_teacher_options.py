@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -165,6 +166,7 @@ def test_every_task_words_a_question_as_the_release_does() -> None:
         "provide its coordinates.",
     }
     assert set(expected) == set(TASKS)
+    assert {"auto", *TASKS} == set(get_args(get_type_hints(TeacherOptions)["task"]))
     for task, text in expected.items():
         assert worded(question, task) == f"\n{text} ASSISTANT:", task
 
