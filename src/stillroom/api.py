@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stillroom.distill.pretrain_config import PretrainConfig
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
+    from stillroom.teachers.options import TeacherOptions
     from stillroom.teachers.teach_config import TeachConfig
 
 Progress = Callable[[int, int], None]
@@ -155,6 +156,7 @@ def label(
     *,
     teacher: str,
     out: Path | str,
+    options: TeacherOptions | None = None,
     signals: Sequence[Signal] = ("answers", "topk_logits"),
     workers: int = 1,
     progress: Progress | None = None,
@@ -165,9 +167,9 @@ def label(
 
     return label_scenes(
         Path(scenes),
-        registry.teacher_loader(teacher),
+        registry.teacher_loader(teacher, options),
         Path(out),
-        teacher=registry.describe(teacher),
+        teacher=registry.describe(teacher, options),
         signals=tuple(signals),
         workers=workers,
         progress=progress,

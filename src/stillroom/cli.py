@@ -25,6 +25,7 @@ from tyro.conf import Positional
 from stillroom import __version__
 from stillroom.console import progress_bar
 from stillroom.records import BadInputError
+from stillroom.teachers.options import TeacherOptions
 
 Layout = Literal["auto", "scannet", "tum", "transforms", "photos"]
 
@@ -344,6 +345,7 @@ def label(words: Sequence[str]) -> int:
         out: Path,
         signals: tuple[Literal["answers", "topk_logits"], ...] = ("answers", "topk_logits"),
         workers: int = 1,
+        options: TeacherOptions = TeacherOptions(),  # noqa: B008  (it is frozen)
     ) -> dict[str, Any]:
         """Let a teacher answer every question of every scene, once.
 
@@ -353,6 +355,7 @@ def label(words: Sequence[str]) -> int:
             out: Folder of the label store.
             signals: What to keep.
             workers: Processes, one teacher each.
+            options: How the teacher is loaded and asked.
         """
         return locals()
 

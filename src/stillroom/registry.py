@@ -11,12 +11,13 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from stillroom.records import Answerer, BadInputError, Teacher
 from stillroom.scenes.store import SceneStore
+from stillroom.teachers.options import TeacherOptions
 
 MODELS = Path(__file__).with_name("models")
 SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
@@ -80,37 +81,33 @@ def answerer(name: str, store: SceneStore, *, split: str) -> Answerer:
     return StudentAnswerer.from_folder(locate(where))
 
 
-def teacher(name: str) -> Teacher:
+def teacher(name: str, options: TeacherOptions | None = None) -> Teacher:
     """Load a teacher that labels.
 
     Raises:
-        BadInputError: the name is no teacher's.
+        BadInputError: the name is no teacher's, or its kind has not what the options ask for.
     """
     kind, where = kind_of(name)
     if kind == "truth":
         from stillroom.teachers.truth import TruthTeacher
 
+        if options is not None and options.fingerprint():
+            raise BadInputError("the teacher 'truth' has no options; leave --options.* out")
         return TruthTeacher()
     if kind == "llava3d":
-        return _llava3d(where)
+        return _llava3d(where, options)
     raise BadInputError(f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE or truth")
 
 
-def teacher_loader(name: str) -> Callable[[], Teacher]:
-    """``teacher(name)`` as an object that can be sent to another process."""
-    return _TeacherLoader(name)
+def teacher_loader(name: str, options: TeacherOptions | None = None) -> Callable[[], Teacher]:
+    """``teacher(name, options)`` as an object that can be sent to another process."""
+    return partial(teacher, name, options)
 
 
-class _TeacherLoader:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self) -> Teacher:
-        return teacher(self.name)
-
-
-def describe(name: str) -> dict[str, Any]:
-    """What identifies a model in a fingerprint: its name and the hash of its weights and config."""
+def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]:
+    """What identifies a model in a fingerprint: its name, the hash of its weights and config, and
+    of a teacher how it reads scenes and questions.
+    """
     kind, where = kind_of(name)
     if kind in BASELINES:
         return {"name": name, "kind": kind}
@@ -119,7 +116,18 @@ def describe(name: str) -> dict[str, Any]:
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
-    return {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    about = {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    if kind != "llava3d":
+        return about
+    from stillroom.teachers.llava3d_files import read_config
+
+    options = options or TeacherOptions()
+    config, commit = read_config(place)
+    return about | {
+        "revision": commit or revision,
+        "options": options.fingerprint(),
+        "reads": config.adjusted(options).habits(),
+    }
 
 
 def parameters(name: str) -> int | None:
@@ -149,17 +157,20 @@ def count_parameters(folder: Path) -> int:
 @lru_cache(maxsize=8)
 def _revision(folder: Path) -> str:
     digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.bin")])
+    kinds = ("safetensors", "json", "bin", "model")
+    files = sorted(file for kind in kinds for file in folder.glob(f"*.{kind}"))
     for file in files:
         digest.update(file.name.encode())
-        digest.update(file.read_bytes())
+        with file.open("rb") as source:
+            while part := source.read(1 << 24):
+                digest.update(part)
     return digest.hexdigest()[:16]
 
 
-def _llava3d(where: str) -> Any:
+def _llava3d(where: str, options: TeacherOptions | None = None) -> Any:
     from stillroom.teachers.llava3d import LLaVA3DTeacher
 
-    return LLaVA3DTeacher.from_folder(locate(where))
+    return LLaVA3DTeacher.from_folder(locate(where), options)
 
 
 def _model_type(folder: Path) -> str:
