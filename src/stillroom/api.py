@@ -184,21 +184,20 @@ def label(
     )
 
 
-def look_at_labels(action: Literal["status", "verify"], path: Path | str) -> tuple[bool, list[str]]:
-    """What a label store holds (status), or what is wrong with it (verify)."""
-    from stillroom.teachers.label_store import open_labels, problems
+def look_at_labels(
+    action: Literal["status", "verify"], path: Path | str, *, scenes: Sequence[Path | str] = ()
+) -> tuple[bool, list[str]]:
+    """What a label store holds (status), or what is wrong with it (verify).
 
-    if action == "verify" and (found := problems(Path(path))):
+    ``scenes`` are the stores that were labelled; verify then also says what changed in them.
+    """
+    from stillroom.teachers import label_check
+
+    if action == "status":
+        return True, label_check.status_lines(Path(path))
+    if found := label_check.problems(Path(path), scenes=[Path(one) for one in scenes]):
         return False, found
-    store = open_labels(path)
-    if action == "verify":
-        return True, [f"{path}: {len(store)} rows, every byte as written"]
-    teacher = store.settings["teacher"]
-    return True, [
-        f"{path}: {len(store)} rows on {len(store.scene_ids())} scenes",
-        f"teacher {teacher['name']}, revision {teacher.get('revision', '-')}",
-        f"signals {', '.join(store.settings['signals'])}",
-    ]
+    return True, [f"{path}: {label_check.status(Path(path))['rows']} rows, every byte as written"]
 
 
 def distill(

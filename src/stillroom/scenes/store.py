@@ -120,9 +120,7 @@ def write_manifest(folder: Path, settings: Mapping[str, object]) -> None:
     )
 
 
-def read_manifest(
-    folder: Path, *, kind: str = "scenes", version: int = VERSION
-) -> dict[str, Any]:
+def read_manifest(folder: Path, *, kind: str = "scenes", version: int = VERSION) -> dict[str, Any]:
     """The manifest of a store of ours.
 
     Raises:
