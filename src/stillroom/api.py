@@ -167,9 +167,14 @@ def label(
     out: Path | str,
     signals: Sequence[Signal] = ("answers", "topk_logits"),
     workers: int = 1,
+    ray: str | None = None,
+    scenes_per_part: int | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Let a teacher answer every question of a store; the number of scenes labelled now."""
+    """Let a teacher answer every question of a store; the number of scenes labelled now.
+
+    ``ray`` is the address of a Ray cluster whose actors do it; "local" starts one here.
+    """
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 
@@ -179,9 +184,54 @@ def label(
         Path(out),
         teacher=registry.describe(teacher),
         signals=tuple(signals),
+        vocabulary=registry.vocabulary(teacher),
         workers=workers,
+        ray=ray,
+        scenes_per_part=scenes_per_part,
         progress=progress,
     )
+
+
+def label_cost(
+    scenes: Path | str,
+    *,
+    teacher: str,
+    signals: Sequence[Signal] = ("answers", "topk_logits"),
+    tflops: float = 100.0,
+) -> tuple[dict[str, Any], list[str]]:
+    """What labelling would cost, from the teacher's config alone: figures, and lines to print.
+
+    Besides the teachers that exist, "llava3d-7b" is the released one at full size. ``tflops`` are
+    sustained TFLOP/s of all devices together.
+    """
+    from dataclasses import asdict
+
+    from stillroom import registry
+    from stillroom.teachers.dry_run import dry_run
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+
+    folder = None
+    if teacher == "llava3d-7b":
+        config = LLaVA3DConfig()
+    else:
+        kind, where = registry.kind_of(teacher)
+        place = registry.locate(where) if kind == "llava3d" else None
+        if not isinstance(place, Path):
+            raise BadInputError(
+                f"--dry-run cannot read the sizes of {teacher!r}; name teacher_mini, llava3d-7b or "
+                "llava3d:FOLDER with a config.json in it"
+            )
+        folder, config = place, LLaVA3DConfig.read(place)
+    found, lines = dry_run(
+        Path(scenes), config, folder=folder, signals=signals, topk=registry.TOPK, tflops=tflops
+    )
+    figures = asdict(found) | {
+        "flop": found.flop,
+        "bytes": found.bytes,
+        "hours": found.hours(tflops),
+        "tflops": tflops,
+    }
+    return figures, lines
 
 
 def look_at_labels(
@@ -198,6 +248,27 @@ def look_at_labels(
     if found := label_check.problems(Path(path), scenes=[Path(one) for one in scenes]):
         return False, found
     return True, [f"{path}: {label_check.status(Path(path))['rows']} rows, every byte as written"]
+
+
+def merge_labels(paths: Sequence[Path | str], *, out: Path | str) -> int:
+    """Join label stores of one fingerprint in a new folder; its number of rows."""
+    from stillroom.teachers.label_merge import merge
+
+    return merge([Path(path) for path in paths], Path(out))
+
+
+def export_labels(path: Path | str, *, out: Path | str, student: Path | str | None = None) -> int:
+    """Write labels as ``target_logprobs``, ``target_token_ids``, ``target_mask``; rows written.
+
+    With a ``student`` its vocabulary must be the teacher's, and rows are tokenised as well.
+    """
+    from stillroom import registry
+    from stillroom.teachers.label_export import export
+
+    place = None if student is None else registry.locate(str(student))
+    if place is not None and not isinstance(place, Path):
+        raise BadInputError(f"--student must be a folder or a shipped name, got {student!r}")
+    return export(Path(path), Path(out), student=place)
 
 
 def distill(

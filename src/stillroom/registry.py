@@ -17,10 +17,13 @@ from typing import Any
 
 from stillroom.records import Answerer, BadInputError, Teacher
 from stillroom.scenes.store import SceneStore
+from stillroom.text.vocabulary import Vocabulary
 
 MODELS = Path(__file__).with_name("models")
 SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
 BASELINES = ("blind", "majority", "truth")
+#: Logits that a teacher keeps for every answer position of a label.
+TOPK = 32
 
 
 def locate(name: str) -> Path | str:
@@ -95,6 +98,26 @@ def teacher_loader(name: str) -> Callable[[], Teacher]:
     return _TeacherLoader(name)
 
 
+def vocabulary(name: str) -> Vocabulary | None:
+    """The tokens behind a teacher's ids, read without its weights; None where it tells none."""
+    kind, where = kind_of(name)
+    if kind != "llava3d":
+        return None
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+    from stillroom.teachers.llava3d_load import fetch
+    from stillroom.teachers.prompts import open_tokenizer
+
+    folder = fetch(locate(where))
+    config = LLaVA3DConfig.read(folder)
+    tokenizer = open_tokenizer(
+        folder,
+        bos_id=config.bos_token_id,
+        eos_id=config.eos_token_id,
+        vocab_size=config.vocab_size,
+    )
+    return tokenizer.vocabulary(rows=config.vocab_size)
+
+
 class _TeacherLoader:
     def __init__(self, name: str) -> None:
         self.name = name
@@ -113,7 +136,8 @@ def describe(name: str) -> dict[str, Any]:
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
-    return {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    described = {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    return described | ({"topk": TOPK} if kind == "llava3d" else {})
 
 
 def parameters(name: str) -> int | None:
@@ -153,7 +177,7 @@ def _revision(folder: Path) -> str:
 def _llava3d(where: str) -> Any:
     from stillroom.teachers.llava3d import LLaVA3DTeacher
 
-    return LLaVA3DTeacher.from_folder(locate(where))
+    return LLaVA3DTeacher.from_folder(locate(where), topk=TOPK)
 
 
 def _model_type(folder: Path) -> str:

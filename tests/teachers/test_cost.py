@@ -12,9 +12,9 @@ SEVEN = LLaVA3DConfig()
 TERA = 1e12
 
 
-def of_7b(load: Load = Load(), **more: object) -> costs.Cost:
+def of_7b(load: Load | None = None, **more: object) -> costs.Cost:
     given = {"signals": ("answers",), "scenes": 562, "questions": 25_563, "topk": 64, **more}
-    return cost(SEVEN, load, **given)
+    return cost(SEVEN, load or Load(), **given)
 
 
 def test_parameters_of_the_7b_are_the_published_count() -> None:

@@ -22,6 +22,9 @@ from stillroom.teachers.label import layout_for
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.teachers.signals import SignalConfig
 
+#: Tokens may be a mean.
+Number = int | float
+
 #: Parquet bytes of a row without its prompt's share of the dictionary; ``docs/scale.md``.
 ROW_BYTES = 100
 #: Ledger bytes of a scene in a finished shard: its id, its rows, what names its content.
@@ -38,9 +41,9 @@ class Load:
 
     before: int = 35
     visual: int = 1300
-    question: float = 40
-    answer: float = 6
-    reference: float = 6
+    question: Number = 40
+    answer: Number = 6
+    reference: Number = 6
 
 
 def tower_flops(config: LLaVA3DConfig, views: int) -> float:
@@ -48,33 +51,33 @@ def tower_flops(config: LLaVA3DConfig, views: int) -> float:
     clip = config.clip
     patches, c = clip.grid**2, clip.hidden_size
     n = patches + 1
-    layer = 2 * n * (4 * c * c + 2 * c * clip.intermediate_size) + 4 * n * n * c
+    layer = 2.0 * n * (4 * c * c + 2 * c * clip.intermediate_size) + 4 * n * n * c
     return views * (config.clip_layers_run * layer + 2 * patches * 3 * clip.patch_size**2 * c)
 
 
 def points_flops(config: LLaVA3DConfig, views: int) -> float:
     """The embedding of every patch's 3D point."""
     c = config.clip.hidden_size
-    return 2 * views * config.clip.grid**2 * (3 * c + c * c)
+    return 2.0 * views * config.clip.grid**2 * (3 * c + c * c)
 
 
-def projector_flops(config: LLaVA3DConfig, tokens: float) -> float:
+def projector_flops(config: LLaVA3DConfig, tokens: Number) -> float:
     """From voxels to the language model's width."""
     c, d = config.clip.hidden_size, config.hidden_size
-    return 2 * tokens * (c * d + d * d)
+    return 2.0 * tokens * (c * d + d * d)
 
 
-def read_flops(config: LLaVA3DConfig, tokens: float, *, cached: float = 0) -> float:
+def read_flops(config: LLaVA3DConfig, tokens: Number, *, cached: Number = 0) -> float:
     """The language model on tokens that follow cached ones."""
     d, layers = config.hidden_size, config.num_hidden_layers
     narrow = d * config.num_key_value_heads // config.num_attention_heads
     weights = 2 * d * d + 2 * d * narrow + 3 * d * config.intermediate_size
-    return 2 * tokens * layers * weights + 4 * tokens * layers * d * (cached + tokens / 2)
+    return 2.0 * tokens * layers * weights + 4 * tokens * layers * d * (cached + tokens / 2)
 
 
-def say_flops(config: LLaVA3DConfig, tokens: float, *, cached: float) -> float:
+def say_flops(config: LLaVA3DConfig, tokens: Number, *, cached: Number) -> float:
     """Tokens that are decoded, or scored, behind cached ones, with the head."""
-    head = 2 * tokens * config.hidden_size * config.vocab_size
+    head = 2.0 * tokens * config.hidden_size * config.vocab_size
     return read_flops(config, tokens, cached=cached) + head
 
 
@@ -166,7 +169,7 @@ def cost(
         scene_bytes=_scene_bytes(config, visual, asked),
         files=1 + kinds * layout.shards(scenes),
         weights_bytes=weight_bytes * parameters(config),
-        cache_bytes=2 * 2 * config.num_hidden_layers * config.hidden_size * heads * whole,
+        cache_bytes=2.0 * 2 * config.num_hidden_layers * config.hidden_size * heads * whole,
     )
 
 
@@ -176,7 +179,7 @@ def _question_bytes(
     position = topk * (2 + (2 if config.vocab_size <= 1 << 16 else 4)) + 4
     visual = min(load.visual, config.max_visual_tokens)
     sizes = {
-        "answers": ROW_BYTES,
+        "answers": float(ROW_BYTES),
         "topk_logits": load.answer * position,
         "reference_logits": load.reference * position,
         "last_hidden": 2 * load.answer * config.hidden_size,
@@ -186,11 +189,11 @@ def _question_bytes(
 
 
 def _scene_bytes(config: LLaVA3DConfig, visual: int, asked: SignalConfig) -> dict[str, float]:
-    sizes: dict[str, float] = {"ledger": LEDGER_BYTES}
+    sizes: dict[str, float] = {"ledger": float(LEDGER_BYTES)}
     if asked.scene_features:
         patches = config.num_frames * config.clip.grid**2
         sizes["scene_features"] = (
-            2 * visual * config.clip.hidden_size  # pooled
+            2.0 * visual * config.clip.hidden_size  # pooled
             + 4 * config.hidden_size  # semantics
             + 12 * visual  # points
             + 2 * patches  # patch_token

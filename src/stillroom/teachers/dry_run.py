@@ -73,8 +73,8 @@ def measured_load(
     tokenizer = _tokenizer(folder, config)
     if tokenizer is None:
         notes.append(
-            f"words assumed as in ScanQA: {known.before} before the scene, {known.question:g} after "
-            f"it, {known.answer:g} of an answer (no tokenizer to count with)"
+            f"words assumed as in ScanQA, without a tokenizer: {known.before} before the scene, "
+            f"{known.question:g} after it, {known.answer:g} of an answer"
         )
         load = Load(visual=visual)
     else:
