@@ -166,7 +166,7 @@ def test_status_counts_what_is_there(labels: Path) -> None:
     ("size", "shown"),
     [(0, "0 B"), (999, "999 B"), (1_560, "1.6 kB"), (2.7e8, "270 MB"), (5e15, "5000 TB")],
 )
-def test_sizes_are_shown_with_their_unit(size: float, shown: str) -> None:
+def test_sizes_are_shown_with_their_unit(size: int | float, shown: str) -> None:
     assert shown_bytes(size) == shown
 
 

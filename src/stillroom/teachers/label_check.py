@@ -80,7 +80,7 @@ def status_lines(path: Path) -> list[str]:
     ]
 
 
-def shown_bytes(size: float) -> str:
+def shown_bytes(size: int | float) -> str:
     """A size with its unit, powers of 1,000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000 or unit == "TB":
@@ -209,7 +209,7 @@ def _offset_problems(table: pa.Table, file: Path, tensors: Path) -> Iterator[str
         spans = zip(table.column("start").to_pylist(), table.column("stop").to_pylist())
         if said != [stop - start for start, stop in spans]:
             yield f"{file}: an answer has more or fewer tokens than tensor rows"
-    if "attention" in shapes:
+    if {"attention", "attention_mass"} <= shapes.keys():
         groups = math.prod(shapes["attention_mass"][1:])
         size = sum(
             groups * (stop - start) * seen

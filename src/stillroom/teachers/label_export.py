@@ -136,7 +136,8 @@ def _row(row: dict[str, Any], label: TeacherLabel, tokenizer: Tokenizer | None) 
 def targets(label: TeacherLabel, *, masked: int = 0) -> dict[str, list[list[Any]]]:
     """The three fields of one label, after ``masked`` positions that count for nothing.
 
-    Log-probabilities (nats) are over the whole vocabulary, so that k of them sum to less than 1.
+    Log-probabilities (nats) are over the whole vocabulary: what k of them leave of 1 is the
+    rest's, but for the rounding to 16 bits.
     """
     assert label.topk_logits is not None
     assert label.topk_ids is not None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
@@ -299,15 +300,15 @@ class ShardWriter:
         part: int,
         scenes: Sequence[Sealed],
         table: pa.Table,
-        tensors: Mapping[str, Any],
-        features: tuple[Mapping[str, Any], Mapping[str, str]] | None,
+        tensors: Mapping[str, np.ndarray],
+        features: tuple[Mapping[str, np.ndarray], Mapping[str, str]] | None,
     ) -> None:
         """Make the rows of some scenes durable: files first, then their line."""
         data = {"labels": _parquet(table)}
         if tensors:
-            data["tensors"] = save(dict(tensors))
+            data["tensors"] = save(_contiguous(tensors))
         if features is not None:
-            data["scenes"] = save(dict(features[0]), metadata=dict(features[1]))
+            data["scenes"] = save(_contiguous(features[0]), metadata=dict(features[1]))
         for kind, content in data.items():
             write_atomically(part_file(self.out, kind, self.shard, part), content)
         files = {kind: hashlib.sha256(content).hexdigest() for kind, content in data.items()}
@@ -361,6 +362,11 @@ def _joined(tables: Sequence[Path], tensors: Sequence[Path]) -> pa.Table:
             reach = lengths({name: file.shape(name) for name in file.names})
             base = {kind: base[kind] + reach[kind] for kind in base}
     return pa.concat_tables(found)
+
+
+def _contiguous(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Numbers in the order of their axes: safetensors writes memory as it lies, a view's too."""
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -199,6 +199,8 @@ def decode(rows: Sequence[Mapping[str, Any]], tensors: TensorFile | None) -> lis
         name: tensors.read(name, *spans["reference" if name in _REFERENCE else "answers"])
         for name in names - {"attention"}
     }
+    for name in names & {"topk_ids", "reference_topk_ids"}:
+        read[name] = read[name].astype(np.int32)  # from 16 bits without a sign
     labels = []
     for row in rows:
         own = slice(row["start"] - spans["answers"][0], row["stop"] - spans["answers"][0])
