@@ -179,10 +179,18 @@ def label_scenes(
     if board.open_shards:
         run(job, len(board.open_shards), watch)
     watch()
+    _sweep(out)
+    return board.look() - before
+
+
+def _sweep(out: Path) -> None:
+    """Remove what dead workers left; what others hold stays."""
+    for lock in (out / "leases").glob("*.lock"):
+        with lease(lock):
+            pass
     for folder in (out / "parts", out / "leases"):
         with contextlib.suppress(OSError):
-            folder.rmdir()  # only if it is empty: others may still be at work
-    return board.look() - before
+            folder.rmdir()  # only if it is empty
 
 
 class Board:
