@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stillroom.teachers.label_check import problems, status
+from stillroom.teachers.label_ray import _share
 from stillroom.teachers.label_store import open_labels
 from stillroom.testing import FixedTeacher, tiny_store
 
@@ -133,6 +134,23 @@ def kill_one_of_two(tmp_path: Path, *, ray: str = "") -> None:
 
 def test_a_killed_process_costs_only_its_rows(tmp_path: Path) -> None:
     kill_one_of_two(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "share"),
+    [
+        ({"CPU": 16.0}, 2, (2, {"num_cpus": 8.0})),
+        ({"CPU": 3.0}, 2, (2, {"num_cpus": 1.0})),
+        ({"CPU": 2.0}, 4, (4, {"num_cpus": 0.5})),
+        ({"CPU": 16.0, "GPU": 2.0}, 2, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
+        # More workers than GPUs would wait for one for ever.
+        ({"CPU": 16.0, "GPU": 2.0}, 5, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
+    ],
+)
+def test_a_cluster_is_shared_out_so_that_every_actor_finds_a_place(
+    resources: dict[str, float], workers: int, share: tuple[int, dict[str, float]]
+) -> None:
+    assert _share(resources, workers) == share
 
 
 HAS_RAY = importlib.util.find_spec("ray") is not None

@@ -5,6 +5,7 @@ Needs the extra ``[ray]``. Scenes and store must lie under the same paths on eve
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from typing import Any
 from stillroom.records import BadInputError
 from stillroom.teachers.label import Job, work
 
+logger = logging.getLogger(__name__)
+
 #: How often an actor that died is started again; the cluster may have taken its machine away.
 RESTARTS = 3
+#: How often progress is looked at while others work [s].
 WATCH_S = 0.5
 
 
@@ -46,8 +50,7 @@ class RayActors:
         if started:
             self._connect(ray)
         try:
-            count = min(self.workers, shards)
-            needs = _share(ray.cluster_resources(), count)
+            count, needs = _share(ray.cluster_resources(), min(self.workers, shards))
             actor = ray.remote(
                 max_restarts=RESTARTS, max_task_retries=RESTARTS, max_concurrency=1, **needs
             )(_Actor)
@@ -61,7 +64,8 @@ class RayActors:
     def _connect(self, ray: Any) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if self.address == "local":
-            options |= {"include_dashboard": False}
+            # Nothing but the job goes through the object store.
+            options |= {"include_dashboard": False, "object_store_memory": 100_000_000}
         try:
             ray.init(address=self.address, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -71,15 +75,19 @@ class RayActors:
             ) from None
 
 
-def _share(resources: dict[str, float], workers: int) -> dict[str, float]:
-    """What each actor reserves: a GPU where there are any, else an equal share of the CPUs."""
-    cpus = max(1, int(resources.get("CPU", 1) // workers))
-    return {"num_cpus": cpus, "num_gpus": 1} if resources.get("GPU") else {"num_cpus": cpus}
+def _share(resources: dict[str, float], workers: int) -> tuple[int, dict[str, float]]:
+    """How many actors, and what each reserves: a GPU where there are any, else a share of CPUs."""
+    cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0.0))
+    if gpus and workers > gpus:
+        logger.warning("%d workers were asked for, the cluster has %d GPUs", workers, gpus)
+    count = min(workers, gpus) if gpus else workers
+    share = cpus / count
+    needs = {"num_cpus": float(int(share)) if share >= 1 else share}
+    return count, needs | ({"num_gpus": 1.0} if gpus else {})
 
 
 def _wait_for(ray: Any, pending: list[Any], watch: Callable[[], None]) -> None:
     died = 0
-    count = len(pending)
     while pending:
         done, pending = ray.wait(pending, timeout=WATCH_S)
         watch()
@@ -91,11 +99,11 @@ def _wait_for(ray: Any, pending: list[Any], watch: Callable[[], None]) -> None:
                 continue
             if refused is not None:
                 raise BadInputError(refused)
-    if died == count:
-        raise BadInputError(
-            f"all {count} Ray actors died, each {RESTARTS + 1} times (out of memory?); the same "
-            "command goes on where they stopped"
-        )
+            return  # an actor ends when every shard is finished, whoever finished it
+    raise BadInputError(
+        f"all {died} Ray actors died, each {RESTARTS + 1} times (out of memory?); the same command "
+        "goes on where they stopped"
+    )
 
 
 class _Actor:
