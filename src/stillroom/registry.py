@@ -18,6 +18,7 @@ from typing import Any
 from stillroom.records import Answerer, BadInputError, Teacher
 from stillroom.scenes.store import SceneStore
 from stillroom.teachers.options import TeacherOptions
+from stillroom.text.vocabulary import Vocabulary
 
 MODELS = Path(__file__).with_name("models")
 SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
@@ -104,6 +105,26 @@ def teacher_loader(name: str, options: TeacherOptions | None = None) -> Callable
     return partial(teacher, name, options)
 
 
+def vocabulary(name: str) -> Vocabulary | None:
+    """The tokens behind a teacher's ids, read without its weights; None where it tells none."""
+    kind, where = kind_of(name)
+    if kind != "llava3d":
+        return None
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+    from stillroom.teachers.llava3d_files import fetch
+    from stillroom.teachers.prompts import open_tokenizer
+
+    folder = fetch(locate(where))
+    config = LLaVA3DConfig.read(folder)
+    tokenizer = open_tokenizer(
+        folder,
+        bos_id=config.bos_token_id,
+        eos_id=config.eos_token_id,
+        vocab_size=config.vocab_size,
+    )
+    return tokenizer.vocabulary(rows=config.vocab_size)
+
+
 def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]:
     """What identifies a model in a fingerprint: its name, the hash of its weights and config, and
     of a teacher how it reads scenes and questions.
@@ -124,6 +145,7 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
     options = options or TeacherOptions()
     config, commit = read_config(place)
     return about | {
+        "topk": options.topk,
         "revision": commit or revision,
         "options": options.fingerprint(),
         "reads": config.adjusted(options).habits(),

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
+from transformers import PretrainedConfig
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
@@ -16,12 +17,14 @@ from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.step import count_labelled, distill_step, term_names, tokens_right
 from stillroom.distill.weighting import BoundedUncertainty, StaticWeights
-from stillroom.records import BadInputError, content_hash
+from stillroom.records import BadInputError, TeacherLabel, content_hash
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.teachers.sampling import right_by_family
+from stillroom.text.tokenizer import Tokenizer
+from stillroom.text.vocabulary import compare
 from stillroom.training.handed import count_steps
 from stillroom.training.loop import train
 from stillroom.training.runlog import open_run
@@ -52,6 +55,7 @@ def distill(
     """
     store, taught = open_store(scenes), open_labels(labels)
     student, processor = build_student(config, encoder, language_model)
+    by_text = must_read_text(processor.tokenizer, student.config.get_text_config(), taught, config)
     revision = _digest(student.encoder)
     ids = {
         "train": _labelled(store, taught, config.train_split),
@@ -70,7 +74,8 @@ def distill(
     open_run(out, config=config.train, settings=settings)
     features = cache_features(student, processor, store, every, out / "features", encoder=revision)
     training, held_out = (
-        _batches(config, features, store, taught, ids[name], processor) for name in ("train", "val")
+        _batches(config, features, store, taught, ids[name], processor, by_text=by_text)
+        for name in ("train", "val")
     )
     names = term_names(config.losses)
     weighting = (
@@ -103,6 +108,36 @@ def save_student(student: StillroomStudent, processor: StillroomProcessor, folde
     processor.save_pretrained(folder)
 
 
+def must_read_text(
+    tokenizer: Tokenizer, language: PretrainedConfig, labels: LabelStore, config: DistillConfig
+) -> bool:
+    """Whether the student must learn from the text of the answers, for its ids mean other things.
+
+    Raises:
+        BadInputError: the recipe asks for the teacher's logits, which then mean nothing to it.
+    """
+    known = labels.vocabulary
+    if known is None:
+        fits, reason = False, "the store does not say what its teacher's ids mean"
+    else:
+        rows = getattr(language, "vocab_size", None)
+        found = compare(tokenizer.vocabulary(rows=rows), known)
+        fits = found.logits_fit
+        reason = f"the vocabularies are {found.match.value} ({found.reason})"
+    wanted = "topk_logits" in labels.settings["signals"] and config.losses.kl_alpha > 0
+    if wanted and not fits:
+        raise BadInputError(
+            f"the logits of {labels.path} cannot teach this student: {reason}; to train on the "
+            "text of the answers alone, say so with --losses.kl-alpha 0"
+        )
+    return not fits
+
+
+def text_alone(label: TeacherLabel) -> TeacherLabel:
+    """A label without ids and logits of the teacher's vocabulary."""
+    return TeacherLabel(scene_id=label.scene_id, question_id=label.question_id, answer=label.answer)
+
+
 def _labelled(store: SceneStore, labels: LabelStore, split: str) -> list[str]:
     known = set(labels.scene_ids())
     found = [scene_id for scene_id in store.scene_ids(split) if scene_id in known]
@@ -121,10 +156,14 @@ def _batches(
     labels: LabelStore,
     scene_ids: Sequence[str],
     processor: StillroomProcessor,
+    *,
+    by_text: bool,
 ) -> Batches:
     questions = {scene_id: store.questions(scene_id) for scene_id in scene_ids}
     prompts = {q.question_id: q.prompt for asked in questions.values() for q in asked}
     said = {scene_id: labels.labels(scene_id) for scene_id in scene_ids}
+    if by_text:
+        said = {key: [text_alone(label) for label in one] for key, one in said.items()}
     tokenizer = processor.tokenizer
     items = items_by_scene(questions, said, prompts, tokenizer)
     return Batches(config, features, items, prompts=prompts, tokenizer=tokenizer)

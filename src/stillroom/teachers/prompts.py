@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from stillroom.records import BadInputError, Question
 from stillroom.teachers.llava3d_config import TemplateName, read_json
 from stillroom.text.tokenizer import RESERVED, Tokenizer
+from stillroom.text.vocabulary import Vocabulary
 
 #: Stand-ins among token ids: the visual block, and one coordinate.
 VISUAL_ID = -200
@@ -210,6 +211,10 @@ class PromptTokenizer(Protocol):
         """Text without special tokens and outer spaces."""
         ...
 
+    def vocabulary(self, *, rows: int | None = None) -> Vocabulary:
+        """Which token stands behind which id; ``rows`` is how many logits the model has."""
+        ...
+
 
 class HubTokenizer:
     """A Llama tokenizer from transformers, piece by piece."""
@@ -250,6 +255,10 @@ class HubTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens and outer spaces."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def vocabulary(self, *, rows: int | None = None) -> Vocabulary:
+        """Which token stands behind which id; ``rows`` is how many logits the model has."""
+        return Vocabulary.of(self._tokenizer.get_vocab(), rows=rows)
 
 
 def open_tokenizer(folder: Path, *, bos_id: int, eos_id: int, vocab_size: int) -> PromptTokenizer:
