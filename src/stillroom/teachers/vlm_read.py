@@ -89,8 +89,6 @@ class SceneReader:
         self.model, self.prompts = model, prompts
         self.image_token_id, self.at_once = image_token_id, at_once
         self.prefix: Prefix | None = None
-        #: The prompt of the question that came first, whole.
-        self.inputs: dict[str, Tensor] | None = None
         self.noted = Noted()
         self._opened = False
 
@@ -104,16 +102,15 @@ class SceneReader:
         if self._opened:
             return
         self._opened = True
-        tail = self.prompts.tail(question) if share else None
-        self.inputs = self._on_device(self.prompts.whole(question))
-        if tail is None:
+        if not share or self.prompts.tail(question) is None:
             return
-        ids = self.inputs["input_ids"][0]
+        inputs = self._on_device(self.prompts.whole(question))
+        ids = inputs["input_ids"][0]
         visual = visual_places(ids, self.image_token_id)
         length = int(visual[-1]) + 1
         cache = DynamicCache()
         with self._noting():
-            self._forward(prefix_of(self.inputs, length), cache)
+            self._forward(prefix_of(inputs, length), cache)
         layers = tuple((layer.keys, layer.values) for layer in cache.layers)
         self.prefix = Prefix(
             length=length, layers=layers, visual=visual, next=length + _position_shift(self.model)
@@ -204,9 +201,10 @@ class SceneReader:
         """Whether reading on the shared scene gives what reading everything anew gives."""
         if self.prefix is None:
             return True
+        noted = self.noted
         shared = self._shared(0, [question]).first.logits[0, -1]
         whole = self._whole(0, question).first.logits[0, -1]
-        # Reading anew has moved what some models remember of the last prefill.
+        self.noted = noted
         difference = float((shared - whole).abs().median() / whole.std().clamp(min=1e-9))
         if difference <= AGREE.get(self.model.dtype, 0.01):
             return True
