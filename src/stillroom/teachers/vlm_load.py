@@ -80,8 +80,11 @@ def read_model(cls: Any, folder: Path, dtype: str) -> PreTrainedModel:
             f"{folder} holds no model that transformers takes photos and words for: "
             f"{first_line(error)}"
         ) from None
+    missing = told["missing_keys"]
+    if missing and isinstance(model, MobileVLM):
+        missing = model.fill_missing(missing)
     faults = {
-        "lacks": told["missing_keys"],
+        "lacks": missing,
         "has keys unknown to its config:": [k for k in told["unexpected_keys"] if not _DEAD.search(k)],
         "has other shapes than its config says:": [str(k[0]) for k in told["mismatched_keys"]],
     }
@@ -125,7 +128,9 @@ def _ends(model: PreTrainedModel) -> tuple[int, ...]:
     given = getattr(model.generation_config, "eos_token_id", None)
     if given is None:
         return ()
-    return tuple(given) if isinstance(given, Iterable) else (int(given),)
+    ids = tuple(given) if isinstance(given, Iterable) else (int(given),)
+    # A family's default may lie outside of a smaller vocabulary.
+    return tuple(id_ for id_ in ids if id_ < model.get_input_embeddings().num_embeddings)
 
 
 def _image_token(model: PreTrainedModel, folder: Path) -> int:

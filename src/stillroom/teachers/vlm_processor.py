@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import transformers
 from jaxtyping import Int
@@ -29,6 +29,7 @@ PLAIN_PROMPT = "USER: {images}\n{text} ASSISTANT:"
 _BY_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
+@runtime_checkable
 class ScenePrompts(Protocol):
     """The photos of one scene, ready to be asked about."""
 
@@ -45,6 +46,7 @@ class ScenePrompts(Protocol):
         ...
 
 
+@runtime_checkable
 class PromptMaker(Protocol):
     """Tokenizer and image processor of one model."""
 
