@@ -159,7 +159,7 @@ def test_signals_agree_with_one_uncached_pass(name: str, teachers: dict[str, Vlm
     forced = _pass(teacher, whole, label.reference_ids).logits[0, length - 1 : -1].float()
     np.testing.assert_allclose(label.reference.logits, forced.topk(4).values, atol=5e-4)
     assert label.reference_ids[-1] == teacher.prompts.eos_ids[0]
-    assert teacher.prompts.decode(label.reference_ids) == question.answer
+    assert teacher.prompts.decode(label.reference_ids.tolist()) == question.answer
 
 
 def _pass(teacher: VlmTeacher, whole: dict[str, torch.Tensor], ids: np.ndarray) -> object:
@@ -198,16 +198,17 @@ def test_features_stand_in_the_order_of_the_visual_tokens(
     name: str, teachers: dict[str, VlmTeacher]
 ) -> None:
     teacher, scene = teachers[name], tiny_scene(1)
+    if name == "mobilevlm":
+        # Its projector mixes neighbours in two directions: no row of patches is a token's own.
+        with pytest.raises(BadInputError, match="makes 288 tokens of 1152 patches in a way not kn"):
+            teacher.scene_features(scene)
+        return
     features = teacher.scene_features(scene)
     question = questions_of(1)[0]
     whole = teacher.open(scene).reader.prompts.whole(question)
     count = int((whole["input_ids"] == teacher.prompts.image_token_id).sum())
     assert features.views == (0, 1)
     assert np.isfinite(features.pooled).all()
-    if name == "mobilevlm":
-        tokens = 24 * 24 * 2  # patches: the projector makes fewer tokens of them
-        assert features.pooled.shape == (count, 16 * 4)
-        return
     assert len(features.pooled) == count
     # What the rest of the model makes of them is what the language model is given.
     base = teacher.model.base_model
@@ -327,11 +328,6 @@ def test_a_question_beyond_its_positions_is_refused(teachers: dict[str, VlmTeach
     question = asked(scene.scene_id, "lamp " * 390)
     with pytest.raises(BadInputError, match="give it fewer views"):
         teachers["llava"].open(scene).answer([question])
-
-
-def test_a_signal_nobody_knows_is_refused(teachers: dict[str, VlmTeacher]) -> None:
-    with pytest.raises(BadInputError, match="unknown signals dreams"):
-        teachers["llava"].label(tiny_scene(1), questions_of(1), ["dreams"])
 
 
 def test_features_of_an_unknown_projector_are_refused(

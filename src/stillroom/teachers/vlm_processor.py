@@ -7,6 +7,7 @@ depend on whether it happens to be installed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -124,7 +125,7 @@ class TransformersPrompts:
                 f"the question holds {found!r}, which this teacher reads as a command; reword it"
             )
         asked = with_instruction(question, self.instruction)
-        if self.processor.chat_template is None and not self.tokenizer.chat_template:
+        if self.processor.chat_template is None:
             markers = (self.marker or "<image>") * images
             return self._plain.format(images=markers, text=asked, question=question.prompt)
         content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": asked}]
@@ -160,9 +161,12 @@ class TransformersScene:
         text = self.maker.text(question, len(self.images))
         more = {"add_special_tokens": False} if self.maker.begins_itself(text) else {}
         try:
-            inputs = self.maker.processor(
-                text=[text], images=[self.images], return_tensors="pt", **more
-            )
+            with warnings.catch_warnings():
+                # PaliGemma's processor makes an array of tensors in a way that numpy 2 warns of.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                inputs = self.maker.processor(
+                    text=[text], images=[self.images], return_tensors="pt", **more
+                )
         except (ValueError, TypeError, IndexError) as error:
             raise BadInputError(
                 f"this teacher's processor cannot take {len(self.images)} photos and a question: "
@@ -228,6 +232,8 @@ def open_processor(folder: Path) -> Any:
         raise BadInputError(
             f"{folder} holds no usable tokenizer and image processor: {_first_line(error)}"
         ) from None
+    if processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
     return processor
 
 
