@@ -19,7 +19,8 @@ from stillroom.records import (
     Teacher,
     asked,
 )
-from stillroom.teachers.vlm import VlmOptions, VlmTeacher, chosen_views
+from stillroom.teachers.photos import chosen_views
+from stillroom.teachers.vlm import VlmOptions, VlmTeacher
 from stillroom.testing import tiny_questions, tiny_scene
 
 OPTIONS = VlmOptions(max_new_tokens=5, topk=4, questions_at_once=3, attention_groups=2)
@@ -34,7 +35,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def teachers(folders: dict[str, Path]) -> dict[str, VlmTeacher]:
-    return {n: VlmTeacher.from_folder(folder, OPTIONS, device="cpu") for n, folder in folders.items()}
+    return {
+        n: VlmTeacher.from_folder(folder, OPTIONS, device="cpu") for n, folder in folders.items()
+    }
 
 
 def questions_of(scene_seed: int) -> list[Question]:
@@ -45,7 +48,9 @@ def questions_of(scene_seed: int) -> list[Question]:
 
 
 @pytest.mark.parametrize("name", SAVERS)
-def test_it_says_what_transformers_generate_says(name: str, teachers: dict[str, VlmTeacher]) -> None:
+def test_it_says_what_transformers_generate_says(
+    name: str, teachers: dict[str, VlmTeacher]
+) -> None:
     teacher, scene = teachers[name], tiny_scene(1)
     session = teacher.open(scene)
     for question, label in zip(
@@ -56,7 +61,10 @@ def test_it_says_what_transformers_generate_says(name: str, teachers: dict[str, 
             ids = _by_repeated_passes(teacher, inputs)
         else:
             told = teacher.model.generate(
-                **inputs, max_new_tokens=5, do_sample=False, eos_token_id=list(teacher.prompts.eos_ids)
+                **inputs,
+                max_new_tokens=5,
+                do_sample=False,
+                eos_token_id=list(teacher.prompts.eos_ids),
             )
             ids = told[0, inputs["input_ids"].shape[1] :].tolist()
         assert label.answer_ids.tolist() == ids
@@ -365,7 +373,7 @@ def test_sizes_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     config["text_config"]["intermediate_size"] = 40
     file.write_text(json.dumps(config))
-    with pytest.raises(BadInputError, match="has other shapes|no model that transformers"):
+    with pytest.raises(BadInputError, match=r"has other shapes|no model that transformers"):
         VlmTeacher.from_folder(folder)
 
 
@@ -377,9 +385,7 @@ def test_sizes_that_contradict_the_config_are_refused(tmp_path: Path) -> None:
         ("nobody_knows", "no model that transformers takes photos and words for"),
     ],
 )
-def test_another_kind_of_model_is_refused(
-    tmp_path: Path, model_type: str, sentence: str
-) -> None:
+def test_another_kind_of_model_is_refused(tmp_path: Path, model_type: str, sentence: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(BadInputError, match=sentence):
         VlmTeacher.from_folder(tmp_path)

@@ -20,9 +20,9 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from stillroom.records import BadInputError, Question
 from stillroom.teachers.llava3d_config import KNOWN_TOWERS, ClipSize
 from stillroom.teachers.mobilevlm_projector import light_projector
+from stillroom.teachers.photos import with_instruction
 from stillroom.teachers.preprocess import CLIP_MEAN, pixel_values
 from stillroom.teachers.prompts import TEMPLATES, VISUAL_ID, HubTokenizer
-from stillroom.teachers.vlm_processor import with_instruction
 
 #: The conversation that the release asks in.
 TEMPLATE = TEMPLATES["v1"]

@@ -43,7 +43,9 @@ class LightProjectorV1(nn.Module):
                     nn.Identity(), nn.Linear(wide, inner), nn.GELU(), nn.Linear(inner, inner)
                 ),
                 "mb_block": nn.Sequential(
-                    nn.Identity(), _DepthwiseBlock(inner, stride=1), _DepthwiseBlock(inner, stride=2)
+                    nn.Identity(),
+                    _DepthwiseBlock(inner, stride=1),
+                    _DepthwiseBlock(inner, stride=2),
                 ),
             }
         )

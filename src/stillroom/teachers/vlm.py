@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,6 +26,7 @@ from stillroom.records import (
     TeacherLabel,
     TopLogits,
 )
+from stillroom.teachers.photos import chosen_views, view_pictures
 from stillroom.teachers.prompts import SHORT_ANSWER
 from stillroom.teachers.vlm_features import tokens_before_projector
 from stillroom.teachers.vlm_processor import PromptMaker
@@ -66,29 +66,6 @@ class VlmOptions:
         """What a fingerprint must know: prompt, frames, precision, what is kept."""
         told = {name: value for name, value in asdict(self).items() if name != "questions_at_once"}
         return {"decoding": "greedy", **told}
-
-
-def chosen_views(available: int, wanted: int) -> tuple[int, ...]:
-    """Numbers of at most ``wanted`` views, evenly spaced, the first always among them."""
-    if available <= wanted:
-        return tuple(range(available))
-    return tuple(int(index) for index in np.arange(wanted) * available // wanted)
-
-
-def view_pictures(scene: Scene, views: Sequence[int], size: int | None) -> list[Image.Image]:
-    """The chosen photos, shrunk to ``size`` pixels on the longer side where they are larger.
-
-    Raises:
-        BadInputError: the scene has no view.
-    """
-    if not views:
-        raise BadInputError(f"scene {scene.scene_id} has no photo to look at")
-    pictures = [Image.fromarray(scene.views[number].rgb) for number in views]
-    if size is not None:
-        for picture in pictures:
-            # Pillow's thumbnail keeps the proportions and never enlarges.
-            picture.thumbnail((size, size), Image.Resampling.BICUBIC)
-    return pictures
 
 
 class VlmSession:

@@ -1,4 +1,4 @@
-"""Vision-language checkpoints from a folder or the hub: weights that are all there, or a refusal."""
+"""Vision-language checkpoints from a folder or the hub: all weights there, or a refusal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_vlm(
     """A model and its prompts from a folder or a hub id; on the GPU if there is one.
 
     Raises:
-        BadInputError: nothing there, a damaged file, keys that do not fit, or another kind of model.
+        BadInputError: nothing there, a damaged file, keys that do not fit, or another model.
     """
     folder = fetch(where)
     config = read_json(folder / "config.json", "config.json")
@@ -85,7 +85,9 @@ def read_model(cls: Any, folder: Path, dtype: str) -> PreTrainedModel:
         missing = model.fill_missing(missing)
     faults = {
         "lacks": missing,
-        "has keys unknown to its config:": [k for k in told["unexpected_keys"] if not _DEAD.search(k)],
+        "has keys unknown to its config:": [
+            k for k in told["unexpected_keys"] if not _DEAD.search(k)
+        ],
         "has other shapes than its config says:": [str(k[0]) for k in told["mismatched_keys"]],
     }
     for fault, keys in faults.items():

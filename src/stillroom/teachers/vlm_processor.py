@@ -21,6 +21,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from stillroom.records import BadInputError, Question
 from stillroom.teachers.llava3d_config import read_json
+from stillroom.teachers.photos import with_instruction
 
 #: Prompts of models without a chat template: LLaVA's, unless the model is named. ``text`` is the
 #: question with how to answer it, which PaliGemma (short by nature) has no words for.
@@ -62,13 +63,6 @@ class PromptMaker(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens and outer spaces."""
         ...
-
-
-def with_instruction(question: Question, instruction: str) -> str:
-    """What is asked, with how to answer below it where a short answer is wanted."""
-    if not instruction or question.family in ("description", "asked"):
-        return question.prompt
-    return f"{question.prompt}\n{instruction}"
 
 
 def prefix_of(whole: dict[str, Tensor], length: int) -> dict[str, Tensor]:

@@ -215,9 +215,7 @@ class SceneReader:
         )
         return False
 
-    def _forward(
-        self, inputs: dict[str, Any], cache: Any, *, keep: int = 1
-    ) -> tuple[Step, Any]:
+    def _forward(self, inputs: dict[str, Any], cache: Any, *, keep: int = 1) -> tuple[Step, Any]:
         """The last ``keep`` positions of new tokens, and the grown cache."""
         kwargs = dict(inputs)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
