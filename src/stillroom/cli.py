@@ -351,15 +351,20 @@ def label(words: Sequence[str]) -> int:
         out: Path,
         signals: tuple[Literal["answers", "topk_logits"], ...] = ("answers", "topk_logits"),
         workers: int = 1,
+        geometry: Literal["given", "predicted"] = "given",
+        encoder: str = "encoder_mini",
     ) -> dict[str, Any]:
         """Let a teacher answer every question of every scene, once.
 
         Args:
             scenes: Scene store.
-            teacher: A shipped name, a folder, llava3d:FOLDER-OR-HUB-ID, or truth.
+            teacher: A shipped name, a folder, llava3d:PLACE or vlm:PLACE (a folder or a hub id),
+                http:ADDRESS#MODEL, or truth.
             out: Folder of the label store.
             signals: What to keep.
             workers: Processes, one teacher each.
+            geometry: What a scene without depth and poses gets: nothing, or an encoder's.
+            encoder: The encoder that predicts geometry.
         """
         return locals()
 

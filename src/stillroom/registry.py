@@ -1,8 +1,8 @@
 """A model is a name: shipped, a folder, a hub id, or ``kind:where``.
 
-Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:`` and
-``shuffled:`` take a place or a name behind the colon; ``blind``, ``majority`` and ``truth`` stand
-alone.
+Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:``, ``vlm:``,
+``http:`` and ``shuffled:`` take a place, an address or a name behind the colon; ``blind``,
+``majority`` and ``truth`` stand alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from stillroom.scenes.store import SceneStore
 MODELS = Path(__file__).with_name("models")
 SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
 BASELINES = ("blind", "majority", "truth")
+#: Kinds that look at photos and label.
+LOOKING_TEACHERS = ("llava3d", "vlm", "http")
 
 
 def locate(name: str) -> Path | str:
@@ -42,11 +44,11 @@ def locate(name: str) -> Path | str:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """("llava3d" | "student" | "shuffled" | a baseline, where)."""
+    """("llava3d" | "vlm" | "http" | "student" | "shuffled" | a baseline, where)."""
     head, colon, where = name.partition(":")
     if name in BASELINES:
         return name, ""
-    if colon and head in ("llava3d", "shuffled", "student"):
+    if colon and head in (*LOOKING_TEACHERS, "shuffled", "student"):
         if not where:
             raise BadInputError(f"{name!r} names no model behind the colon")
         return head, where
@@ -67,8 +69,8 @@ def answerer(name: str, store: SceneStore, *, split: str) -> Answerer:
         from stillroom.evaluate.baselines import Shuffled
 
         return Shuffled(answerer(where, store, split=split), store, split=split)
-    if kind == "llava3d":
-        return _llava3d(where)
+    if kind in LOOKING_TEACHERS:
+        return _looking_teacher(kind, where)
     from stillroom.students.session import StudentAnswerer
 
     return StudentAnswerer.from_folder(locate(where))
@@ -85,9 +87,12 @@ def teacher(name: str) -> Teacher:
         from stillroom.teachers.truth import TruthTeacher
 
         return TruthTeacher()
-    if kind == "llava3d":
-        return _llava3d(where)
-    raise BadInputError(f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE or truth")
+    if kind in LOOKING_TEACHERS:
+        return _looking_teacher(kind, where)
+    raise BadInputError(
+        f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE, vlm:WHERE, "
+        "http:ADDRESS#MODEL or truth"
+    )
 
 
 def teacher_loader(name: str) -> Callable[[], Teacher]:
@@ -103,6 +108,23 @@ class _TeacherLoader:
         return teacher(self.name)
 
 
+def predicting(loader: Callable[[], Teacher], encoder: str) -> Callable[[], Teacher]:
+    """``loader`` whose teacher gets an encoder's geometry where a scene has none; picklable too."""
+    return _PredictingLoader(loader, encoder)
+
+
+class _PredictingLoader:
+    def __init__(self, loader: Callable[[], Teacher], encoder: str) -> None:
+        self.loader, self.encoder = loader, encoder
+
+    def __call__(self) -> Teacher:
+        from stillroom.students.encoders.photo_geometry import VGGTEstimator
+        from stillroom.teachers.predicted_geometry import PredictedGeometry
+
+        estimator = VGGTEstimator.from_folder(locate(self.encoder))
+        return PredictedGeometry(self.loader(), estimator)
+
+
 def describe(name: str) -> dict[str, Any]:
     """What identifies a model in a fingerprint: its name and the hash of its weights and config."""
     kind, where = kind_of(name)
@@ -110,16 +132,27 @@ def describe(name: str) -> dict[str, Any]:
         return {"name": name, "kind": kind}
     if kind == "shuffled":
         return describe(where) | {"name": name, "kind": kind}
+    if kind == "http":
+        from stillroom.teachers.http import HttpOptions, split_address
+
+        url, model = split_address(where)
+        told = {"name": f"http:{url}#{model}", "kind": kind, "revision": f"{url}#{model}"}
+        return told | HttpOptions().describe()
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
-    return {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    told = {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    if kind == "vlm":
+        from stillroom.teachers.vlm import VlmOptions
+
+        return told | VlmOptions().describe()
+    return told
 
 
 def parameters(name: str) -> int | None:
     """All that a model's checkpoint holds; None for baselines and hub ids."""
     kind, where = kind_of(name)
-    if kind in BASELINES or kind == "shuffled":
+    if kind in BASELINES or kind in ("shuffled", "http"):
         return None
     place = locate(where)
     return count_parameters(place) if isinstance(place, Path) else None
@@ -150,7 +183,15 @@ def _revision(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _llava3d(where: str) -> Any:
+def _looking_teacher(kind: str, where: str) -> Any:
+    if kind == "http":
+        from stillroom.teachers.http import HttpTeacher
+
+        return HttpTeacher(where)
+    if kind == "vlm":
+        from stillroom.teachers.vlm import VlmTeacher
+
+        return VlmTeacher.from_folder(locate(where))
     from stillroom.teachers.llava3d import LLaVA3DTeacher
 
     return LLaVA3DTeacher.from_folder(locate(where))

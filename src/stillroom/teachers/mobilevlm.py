@@ -161,7 +161,7 @@ class _ClipTower(nn.Module):
         self.vision_tower = nn.ModuleDict({"vision_model": clip})
 
     def forward(self, pixels: Float[Tensor, "v 3 h w"]) -> Float[Tensor, "v p c"]:
-        clip = self.vision_tower["vision_model"]
+        clip: Any = self.vision_tower["vision_model"]
         states = clip.pre_layrnorm(clip.embeddings(pixels))
         for layer in clip.encoder.layers[: self.layers_run]:
             states = layer(states, None)

@@ -1,4 +1,4 @@
-"""Plain photos for teachers that need depth and poses: an encoder's geometry, upright and in metres.
+"""Plain photos for teachers that need depth and poses: an encoder's, upright and in metres.
 
 What a photo does not tell is taken from how photos are taken: on the whole cameras are held
 upright, and about at eye level.
@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from stillroom.geometry.poses import invert, view0_from_world
+from stillroom.geometry.poses import view0_from_world
 from stillroom.records import (
     BadInputError,
     FeatureTeacher,
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 PREDICTED = "+predicted"
 #: Where the unit of an encoder is unknown, the cameras' median height above the floor [m].
 EYE_LEVEL = 1.5
+#: Where that does not help either, the median depth [m].
+TYPICAL_DEPTH = 2.5
 #: Cones around the direction held to be up, in degrees, whose surfaces say where up really is:
 #: the first is as wide as people tilt their cameras.
 CONES_DEG = (40.0, 25.0, 15.0, 10.0)
@@ -195,22 +197,20 @@ def _turned_up(views: Sequence[View]) -> Float[np.ndarray, "4 4"]:
 
 
 def _metres_per_unit(views: Sequence[View]) -> float:
-    """What makes the median camera stand at eye level above the lowest surfaces.
+    """What makes the median camera stand at eye level above the floor.
 
-    Heights here are in the encoder's unit, so that the floor is a low percentile of what lies
-    level, not ``floor_height``, which counts in centimetres.
+    ``floor_height`` counts in centimetres: it is asked on a first guess in metres, from the
+    median depth.
     """
-    heights = []
-    for view in views:
-        points, normals = surface_patches(view)
-        heights.append(points[normals[:, 2] > np.cos(np.radians(15.0)), 2])
-    level = np.concatenate(heights)
-    camera = float(np.median([_position(view)[2] for view in views]))
-    if len(level) < FEWEST_PATCHES or camera <= np.percentile(level, 10):
-        depths = np.concatenate([view.depth[view.depth_valid] for view in views if view.depth is not None])
-        logger.warning("no floor seen: the median depth is taken to be 2.5 m")
-        return 2.5 / float(np.median(depths))
-    return EYE_LEVEL / (camera - float(np.percentile(level, 10)))
+    depths = [view.depth[view.depth_valid] for view in views if view.depth is not None]
+    guess = TYPICAL_DEPTH / float(np.median(np.concatenate(depths)))
+    guessed = _scaled(views, guess)
+    floor, notes = floor_height(guessed)
+    height = float(np.median([_position(view)[2] for view in guessed])) - floor
+    if notes or height <= 0:
+        logger.warning("no floor seen: the median depth is taken to be %.1f m", TYPICAL_DEPTH)
+        return guess
+    return guess * EYE_LEVEL / height
 
 
 def _moved(views: Sequence[View], pose: Float[np.ndarray, "4 4"]) -> list[View]:

@@ -42,10 +42,10 @@ def load_vlm(
     model_type = str(config.get("model_type", ""))
     if model_type in ("llava_llama", "llava3d"):
         raise BadInputError(f"{where} is of LLaVA-3D's kind; name it llava3d:{where}")
-    own = model_type == "mobilevlm"
-    model = read_model(MobileVLM if own else AutoModelForImageTextToText, folder, options.dtype)
+    kind: Any = MobileVLM if model_type == "mobilevlm" else AutoModelForImageTextToText
+    model = read_model(kind, folder, options.dtype)
     torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if own:
+    if isinstance(model, MobileVLM):
         return model, MobileVLMPrompts(folder, model, instruction=options.instruction)
     return model, TransformersPrompts(
         folder,

@@ -212,7 +212,7 @@ def open_processor(folder: Path) -> Any:
         BadInputError: a part is missing or needs a package that is not here.
     """
     cls = _processor_class(folder)
-    lenient = type(cls.__name__, (cls,), {"check_argument_for_proper_class": _allow_none})
+    lenient: Any = type(cls.__name__, (cls,), {"check_argument_for_proper_class": _allow_none})
     try:
         settings, _ = cls.get_processor_dict(folder)
         parts = [_part(folder, name) for name in cls.get_attributes()]

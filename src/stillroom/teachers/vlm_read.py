@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from stillroom.engine.prefix import contents
 from stillroom.records import BadInputError, Question
 from stillroom.teachers.vlm_processor import ScenePrompts, prefix_of, visual_places
 
@@ -102,7 +103,7 @@ class SceneReader:
         if self._opened:
             return
         self._opened = True
-        if not share or self.prompts.tail(question) is None:
+        if not share or not _keeps_all(self.model) or self.prompts.tail(question) is None:
             return
         inputs = self._on_device(self.prompts.whole(question))
         ids = inputs["input_ids"][0]
@@ -111,7 +112,7 @@ class SceneReader:
         cache = DynamicCache()
         with self._noting():
             self._forward(prefix_of(inputs, length), cache)
-        layers = tuple((layer.keys, layer.values) for layer in cache.layers)
+        layers = tuple(contents(layer) for layer in cache.layers)
         self.prefix = Prefix(
             length=length, layers=layers, visual=visual, next=length + _position_shift(self.model)
         )
@@ -287,6 +288,12 @@ def final_norm_of(model: PreTrainedModel) -> nn.Module | None:
     decoder = getattr(base, "language_model", base)
     norm = getattr(decoder, "norm", None)
     return norm if isinstance(norm, nn.Module) else None
+
+
+def _keeps_all(model: PreTrainedModel) -> bool:
+    """Whether every layer keeps keys and values of all tokens, which can be copied."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return set(kinds) <= {"full_attention", "sliding_attention"}
 
 
 def _position_shift(model: PreTrainedModel) -> int:

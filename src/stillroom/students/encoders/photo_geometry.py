@@ -70,9 +70,7 @@ class VGGTEstimator:
             multiple=config.patch_size,
         )
         with torch.no_grad():
-            out = self.encoder.encode(
-                torch.from_numpy(images)[None], (), heads=("camera", "depth")
-            )
+            out = self.encoder.encode(torch.from_numpy(images)[None], (), heads=("camera", "depth"))
         assert out.pose_enc is not None
         assert out.depth is not None
         height, width = images.shape[-2:]
