@@ -194,7 +194,9 @@ def checked_url(url: str) -> str:
     except ValueError:
         raise BadInputError(f"{url!r} is no web address") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise BadInputError(f"{url!r} is no web address; expected https://HOST/v1")
+        raise BadInputError(
+            f"{url!r} is no web address; expected https://HOST/v1 (as a name: http:https://HOST/v1#MODEL)"
+        )
     if parts.username or parts.password or parts.query:
         raise BadInputError(
             f"the address of {host} holds a name, password or query, which would be stored with "

@@ -50,7 +50,7 @@ class VlmOptions:
     # Runs of consecutive layers over which attention is averaged.
     attention_groups: int = 4
     # Questions read side by side, each with a copy of the scene's keys and values.
-    questions_at_once: int = 8
+    questions_at_once: int = 4
     # Precision; auto: float32 up to 10^9 parameters, as stored above.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
