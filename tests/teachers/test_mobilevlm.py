@@ -78,10 +78,8 @@ def test_keys_are_the_release_s(
 
 
 @pytest.mark.parametrize(("kind", "count"), [("ldpnetv2", 6_316_032), ("ldpnet", 18_936_832)])
-def test_projectors_of_the_1_7_b_have_the_parameters_that_the_papers_print(
-    kind: str, count: int
-) -> None:
-    """6.32 M and 18.94 M in the ablation of the V2 paper."""
+def test_projectors_of_the_1_7_b_have_their_sizes(kind: str, count: int) -> None:
+    """6.32 M and 18.94 M, as we remember the ablation of the V2 paper."""
     with torch.device("meta"):
         projector = light_projector(kind, 1024, 2048)
     assert sum(p.numel() for p in projector.parameters()) == count

@@ -17,7 +17,7 @@ from stillroom.records import BadInputError
 from stillroom.teachers.llava3d_config import read_json
 from stillroom.teachers.mobilevlm import MobileVLM, MobileVLMPrompts
 from stillroom.teachers.vlm import VlmOptions
-from stillroom.teachers.vlm_processor import PromptMaker, TransformersPrompts
+from stillroom.teachers.vlm_processor import PromptMaker, TransformersPrompts, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def read_model(cls: Any, folder: Path, dtype: str) -> PreTrainedModel:
             dtype="auto" if dtype == "auto" else getattr(torch, dtype),
             output_loading_info=True,
         )
+    except BadInputError:
+        raise  # a config that MobileVLM refuses, which is a ValueError too
     except (OSError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise BadInputError(
             f"the weights in {folder} cannot be read, fetch them again: {first_line(error)}"
@@ -117,12 +119,6 @@ def fetch(where: Path | str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
     except (OSError, ValueError) as error:
         raise BadInputError(f"cannot fetch {name} from the hub: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _ends(model: PreTrainedModel) -> tuple[int, ...]:

@@ -145,6 +145,8 @@ class TransformersScene:
     def __init__(self, maker: TransformersPrompts, images: list[Image.Image]) -> None:
         self.maker, self.images = maker, images
         self._cuts: bool | None = None
+        # The question last prepared: it is asked for twice when a scene is opened.
+        self._last: tuple[Question, dict[str, Tensor]] | None = None
 
     def whole(self, question: Question) -> dict[str, Tensor]:
         """All that the model takes for one question, pictures included.
@@ -152,6 +154,8 @@ class TransformersScene:
         Raises:
             BadInputError: the processor cannot take these photos.
         """
+        if self._last is not None and self._last[0] is question:
+            return dict(self._last[1])
         text = self.maker.text(question, len(self.images))
         more = {"add_special_tokens": False} if self.maker.begins_itself(text) else {}
         try:
@@ -164,10 +168,12 @@ class TransformersScene:
         except (ValueError, TypeError, IndexError) as error:
             raise BadInputError(
                 f"this teacher's processor cannot take {len(self.images)} photos and a question: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from None
         # PaliGemma's processor makes training targets, too.
-        return {name: value for name, value in inputs.items() if name != "labels"}
+        kept = {name: value for name, value in inputs.items() if name != "labels"}
+        self._last = question, kept
+        return dict(kept)
 
     def tail(self, question: Question) -> list[int] | None:
         """Ids behind the last visual token; None where the pieces do not add up to the whole."""
@@ -220,11 +226,11 @@ def open_processor(folder: Path) -> Any:
     except ImportError as error:
         raise BadInputError(
             f"the processor of {folder.name} needs a package that is not installed "
-            f"({_first_line(error)}); pip install torchvision"
+            f"({first_line(error)}); pip install torchvision"
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInputError(
-            f"{folder} holds no usable tokenizer and image processor: {_first_line(error)}"
+            f"{folder} holds no usable tokenizer and image processor: {first_line(error)}"
         ) from None
     if processor.chat_template is None:
         processor.chat_template = processor.tokenizer.chat_template
@@ -265,6 +271,7 @@ def _model_type(folder: Path) -> str:
     return str(AutoConfig.from_pretrained(folder).model_type)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
