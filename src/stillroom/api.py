@@ -161,20 +161,28 @@ def label(
     workers: int = 1,
     ray: str | None = None,
     scenes_per_part: int | None = None,
+    geometry: Literal["given", "predicted"] = "given",
+    encoder: str = "encoder_mini",
     progress: Progress | None = None,
 ) -> int:
     """Let a teacher answer every question of a store; the number of scenes labelled now.
 
     ``ray`` is the address of a Ray cluster whose actors do it; "local" starts one here.
+    With ``geometry="predicted"`` scenes without depth and poses get those of ``encoder``.
     """
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 
+    loader = registry.teacher_loader(teacher, options)
+    description = registry.describe(teacher, options)
+    if geometry == "predicted":
+        loader = registry.predicting(loader, encoder)
+        description["predicted_geometry"] = registry.describe(encoder)["revision"]
     return label_scenes(
         Path(scenes),
-        registry.teacher_loader(teacher, options),
+        loader,
         Path(out),
-        teacher=registry.describe(teacher, options),
+        teacher=description,
         signals=tuple(signals),
         vocabulary=registry.vocabulary(teacher),
         workers=workers,
@@ -344,7 +352,7 @@ def evaluate(
         rows["teacher"] = teacher_answers(teacher, labels, store, split)
     # Beside a model that looks stand what it must beat; a baseline stands alone.
     beside: list[str] = []
-    if registry.kind_of(model)[0] in ("student", "llava3d"):
+    if registry.kind_of(model)[0] in ("student", *registry.LOOKING_TEACHERS):
         beside.append("truth")
         if split == "all" or store.scene_ids("train"):  # else there is nothing to fit them on
             beside += ["majority", "blind"]
@@ -425,7 +433,7 @@ def ask(model: str, photos: Path | str, question: str) -> str:
     from stillroom import registry
 
     kind, where = registry.kind_of(model)
-    if kind not in ("student", "llava3d"):
+    if kind not in ("student", *registry.LOOKING_TEACHERS):
         raise BadInputError(f"{model!r} does not look at photos; ask a student or a teacher")
     # Read what is cheap to refuse before a model is loaded.
     scene = open_photos(photos)
@@ -435,9 +443,8 @@ def ask(model: str, photos: Path | str, question: str) -> str:
 
         session: Any = StudentAnswerer.from_folder(registry.locate(where)).open(scene)
     else:
-        from stillroom.teachers.llava3d import LLaVA3DTeacher
-
-        session = LLaVA3DTeacher.from_folder(registry.locate(where)).open(scene)
+        teacher: Any = registry.teacher(model)
+        session = teacher.open(scene)
     return str(session.answer([wanted])[0].text)
 
 

@@ -361,6 +361,8 @@ def label(words: Sequence[str]) -> int:
         dry_run: bool = False,
         tflops: float = 100.0,
         json: bool = False,
+        geometry: Literal["given", "predicted"] = "given",
+        encoder: str = "encoder_mini",
     ) -> dict[str, Any]:
         """Let a teacher answer every question of every scene, once.
 
@@ -368,7 +370,8 @@ def label(words: Sequence[str]) -> int:
 
         Args:
             scenes: Scene store.
-            teacher: A shipped name, a folder, llava3d:FOLDER-OR-HUB-ID, or truth.
+            teacher: A shipped name, a folder, llava3d:PLACE or vlm:PLACE (a folder or a hub id),
+                http:ADDRESS#MODEL, or truth.
             out: Folder of the label store.
             signals: What to keep.
             workers: Processes, or Ray actors, one teacher each.
@@ -379,6 +382,8 @@ def label(words: Sequence[str]) -> int:
             tflops: With --dry-run: TFLOP/s sustained by all devices together.
             json: With --dry-run: print one JSON object.
             options: How the teacher is loaded and asked.
+            geometry: What a scene without depth and poses gets: nothing, or an encoder's.
+            encoder: The encoder that predicts geometry.
         """
         return locals()
 

@@ -1,8 +1,8 @@
 """A model is a name: shipped, a folder, a hub id, or ``kind:where``.
 
-Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:``, ``shuffled:``
-and ``no_depth:`` take a place or a name behind the colon; ``blind``, ``majority`` and ``truth``
-stand alone.
+Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:``, ``vlm:``,
+``http:``, ``shuffled:`` and ``no_depth:`` take a place, an address or a name behind the colon;
+``blind``, ``majority`` and ``truth`` stand alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
 BASELINES = ("blind", "majority", "truth")
 #: Kinds that take something away from the model named behind the colon.
 CONTROLS = ("shuffled", "no_depth")
+#: Kinds that look at photos and label.
+LOOKING_TEACHERS = ("llava3d", "vlm", "http")
 
 
 def locate(name: str) -> Path | str:
@@ -46,11 +48,11 @@ def locate(name: str) -> Path | str:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """("llava3d" | "student" | a control | a baseline, where)."""
+    """("llava3d" | "vlm" | "http" | "student" | a control | a baseline, where)."""
     head, colon, where = name.partition(":")
     if name in BASELINES:
         return name, ""
-    if colon and head in ("llava3d", "student", *CONTROLS):
+    if colon and head in (*LOOKING_TEACHERS, "student", *CONTROLS):
         if not where:
             raise BadInputError(f"{name!r} names no model behind the colon")
         return head, where
@@ -75,8 +77,8 @@ def answerer(name: str, store: SceneStore, *, split: str) -> Answerer:
         from stillroom.evaluate.baselines import NoDepth
 
         return NoDepth(answerer(where, store, split=split))
-    if kind == "llava3d":
-        return _llava3d(where)
+    if kind in LOOKING_TEACHERS:
+        return _looking_teacher(kind, where)
     from stillroom.students.session import StudentAnswerer
 
     return StudentAnswerer.from_folder(locate(where))
@@ -95,9 +97,12 @@ def teacher(name: str, options: TeacherOptions | None = None) -> Teacher:
         if options is not None and options.fingerprint():
             raise BadInputError("the teacher 'truth' has no options; leave --options.* out")
         return TruthTeacher()
-    if kind == "llava3d":
-        return _llava3d(where, options)
-    raise BadInputError(f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE or truth")
+    if kind in LOOKING_TEACHERS:
+        return _looking_teacher(kind, where, options)
+    raise BadInputError(
+        f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE, vlm:WHERE, "
+        "http:ADDRESS#MODEL or truth"
+    )
 
 
 def teacher_loader(name: str, options: TeacherOptions | None = None) -> Callable[[], Teacher]:
@@ -125,6 +130,23 @@ def vocabulary(name: str) -> Vocabulary | None:
     return tokenizer.vocabulary(rows=config.vocab_size)
 
 
+def predicting(loader: Callable[[], Teacher], encoder: str) -> Callable[[], Teacher]:
+    """``loader`` whose teacher gets an encoder's geometry where a scene has none; picklable too."""
+    return _PredictingLoader(loader, encoder)
+
+
+class _PredictingLoader:
+    def __init__(self, loader: Callable[[], Teacher], encoder: str) -> None:
+        self.loader, self.encoder = loader, encoder
+
+    def __call__(self) -> Teacher:
+        from stillroom.students.encoders.photo_geometry import VGGTEstimator
+        from stillroom.teachers.predicted_geometry import PredictedGeometry
+
+        estimator = VGGTEstimator.from_folder(locate(self.encoder))
+        return PredictedGeometry(self.loader(), estimator)
+
+
 def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]:
     """What identifies a model in a fingerprint: its name, the hash of its weights and config, and
     of a teacher how it reads scenes and questions.
@@ -134,10 +156,20 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
         return {"name": name, "kind": kind}
     if kind in CONTROLS:
         return describe(where) | {"name": name, "kind": kind}
+    if kind == "http":
+        from stillroom.teachers.http import HttpOptions, split_address
+
+        url, model = split_address(where)
+        told = {"name": f"http:{url}#{model}", "kind": kind, "revision": f"{url}#{model}"}
+        return told | HttpOptions().describe()
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
     about = {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    if kind == "vlm":
+        from stillroom.teachers.vlm import VlmOptions
+
+        return about | VlmOptions().describe()
     if kind != "llava3d":
         return about
     from stillroom.teachers.llava3d_files import read_config
@@ -155,7 +187,7 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
 def parameters(name: str) -> int | None:
     """All that a model's checkpoint holds; None for baselines and hub ids."""
     kind, where = kind_of(name)
-    if kind in (*BASELINES, *CONTROLS):
+    if kind in (*BASELINES, *CONTROLS, "http"):
         return None
     place = locate(where)
     return count_parameters(place) if isinstance(place, Path) else None
@@ -189,7 +221,17 @@ def _revision(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _llava3d(where: str, options: TeacherOptions | None = None) -> Any:
+def _looking_teacher(kind: str, where: str, options: TeacherOptions | None = None) -> Any:
+    if kind != "llava3d" and options is not None and options.fingerprint():
+        raise BadInputError(f"--options.* belong to LLaVA-3D teachers; leave them out for {kind}:")
+    if kind == "http":
+        from stillroom.teachers.http import HttpTeacher
+
+        return HttpTeacher(where)
+    if kind == "vlm":
+        from stillroom.teachers.vlm import VlmTeacher
+
+        return VlmTeacher.from_folder(locate(where))
     from stillroom.teachers.llava3d import LLaVA3DTeacher
 
     return LLaVA3DTeacher.from_folder(locate(where), options)
