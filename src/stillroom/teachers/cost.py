@@ -25,8 +25,8 @@ from stillroom.teachers.signals import SignalConfig
 #: Tokens may be a mean.
 Number = int | float
 
-#: Parquet bytes of a row without its prompt's share of the dictionary; ``docs/scale.md``.
-ROW_BYTES = 100
+#: Parquet bytes of a row, prompt and answer with it: 57 to 67 on made worlds, zstd.
+ROW_BYTES = 65
 #: Ledger bytes of a scene in a finished shard: its id, its rows, what names its content.
 LEDGER_BYTES = 48
 
