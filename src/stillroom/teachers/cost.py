@@ -167,7 +167,7 @@ def cost(
         question_flop=read_flops(config, load.question, cached=prefix) + said + extra,
         question_bytes=_question_bytes(config, load, asked, topk=topk, groups=groups),
         scene_bytes=_scene_bytes(config, visual, asked),
-        files=1 + kinds * layout.shards(scenes),
+        files=2 + kinds * layout.shards(scenes),  # and manifest and vocabulary
         weights_bytes=weight_bytes * parameters(config),
         cache_bytes=2.0 * 2 * config.num_hidden_layers * config.hidden_size * heads * whole,
     )
