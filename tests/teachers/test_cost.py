@@ -73,8 +73,8 @@ def test_signals_that_need_another_pass_cost_one() -> None:
 
 
 def test_files_are_counted_by_shards() -> None:
-    assert of_7b(scenes=10**6, questions=10**6, signals=SIGNALS).files == 1 + 4 * 5_000
-    assert of_7b(scenes=20, questions=20).files == 1 + 2 * 4
+    assert of_7b(scenes=10**6, questions=10**6, signals=SIGNALS).files == 2 + 4 * 5_000
+    assert of_7b(scenes=20, questions=20).files == 2 + 2 * 4
 
 
 def test_nothing_to_label_is_refused() -> None:

@@ -71,12 +71,13 @@ def kill_often(tmp_path: Path, *, kills: int, scenes: int, pause_s: float, seed:
     rng = np.random.default_rng(seed)
     seen: list[int] = []
     out = tmp_path / "killed"
-    # Kills after the last scene would find nobody: the draw ends before.
-    for goal in np.sort(rng.integers(0, scenes - 1, kills)):
+    # A kill after the last scene would find nobody: the draw ends before.
+    for goal in np.sort(rng.integers(0, scenes - 4, kills)):
         process = subprocess.Popen(command(store, out, pause_s))
         while process.poll() is None and done(out) < goal:
             time.sleep(0.002)
-        time.sleep(float(rng.uniform(0, 2 * pause_s)) if seen and done(out) >= goal else 0.0)
+        time.sleep(float(rng.uniform(0, 2 * pause_s)))
+        assert process.poll() is None, "it ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
         seen.append(done(out))

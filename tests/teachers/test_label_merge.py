@@ -9,6 +9,7 @@ import pytest
 from stillroom.records import SIGNALS, BadInputError, Scene
 from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.students.processor import StillroomProcessor
+from stillroom.teachers import label_export
 from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_check import problems
 from stillroom.teachers.label_export import export
@@ -150,6 +151,18 @@ def test_exported_targets_are_normalised_and_stand_at_the_answers_tokens(
         np.testing.assert_array_equal(row["target_mask"], np.ones_like(one.topk_ids))
         # The fixed teacher's likeliest token is the one it said.
         assert [ids[0] for ids in row["target_token_ids"]] == row["completion_ids"]
+
+
+def test_an_export_is_cut_into_files_and_no_row_is_lost(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_export, "ROWS_PER_FILE", 5)
+    monkeypatch.setattr(label_export, "ROWS_PER_GROUP", 2)
+    assert export(labels, tmp_path / "out") == 12
+    tables = [pq.read_table(file) for file in sorted((tmp_path / "out").iterdir())]
+    assert [len(table) for table in tables] == [5, 5, 2]
+    ids = [row["question_id"] for table in tables for row in table.to_pylist()]
+    assert ids == [row["question_id"] for row in open_labels(labels).iter_rows()]
 
 
 def a_student(folder: Path) -> Path:

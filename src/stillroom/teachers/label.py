@@ -185,6 +185,8 @@ def label_scenes(
 
 def _sweep(out: Path) -> None:
     """Remove what dead workers left; what others hold stays."""
+    for stray in out.glob(".*.json.*"):
+        stray.unlink(missing_ok=True)
     for lock in (out / "leases").glob("*.lock"):
         with lease(lock):
             pass

@@ -7,6 +7,7 @@ said. The shift by one is the trainer's, as for labels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillroom.records import BadInputError, TeacherLabel
-from stillroom.scenes.store import write_atomically
 from stillroom.teachers.label_ledger import writing
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.text.tokenizer import Tokenizer
 from stillroom.text.vocabulary import Vocabulary, compare
 
-#: Rows of one file.
-ROWS_PER_FILE = 10_000
+#: Rows of one file, and those that are in memory at once.
+ROWS_PER_FILE, ROWS_PER_GROUP = 20_000, 500
 
 #: Labels of tokens that are not scored.
 IGNORE_INDEX = -100
@@ -69,22 +69,15 @@ def export(path: Path, out: Path, *, student: Path | None = None) -> int:
     if "topk_logits" not in store.settings["signals"]:
         raise BadInputError(f"{path} holds no topk_logits to export; label again with that signal")
     if out.exists() and any(out.iterdir()):
-        raise BadInputError(f"{out} is not empty. Choose another --out.")
+        raise BadInputError(f"{out} is not empty; remove it or choose another --out")
     tokenizer = None if student is None else _tokenizer(student, store)
     schema = EXPORT_SCHEMA
     for name, kind in TOKENISED.items() if tokenizer is not None else ():
         schema = schema.append(pa.field(name, kind))
-    count = number = 0
-    kept: list[dict[str, Any]] = []
+    count, rows = 0, _rows(store, tokenizer)
     with writing(out):
-        for row in _rows(store, tokenizer):
-            kept.append(row)
-            count += 1
-            if len(kept) == ROWS_PER_FILE:
-                _write(out, number, kept, schema)
-                kept, number = [], number + 1
-        if kept:
-            _write(out, number, kept, schema)
+        while file_rows := _write(out, count // ROWS_PER_FILE, rows, schema):
+            count += file_rows
     return count
 
 
@@ -152,7 +145,18 @@ def targets(label: TeacherLabel, *, masked: int = 0) -> dict[str, list[list[Any]
     }
 
 
-def _write(out: Path, number: int, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink, compression="zstd")
-    write_atomically(out / f"{number:05d}.parquet", sink.getvalue().to_pybytes())
+def _write(out: Path, number: int, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
+    """One file of the next rows, by rename; how many there were."""
+    group = list(itertools.islice(rows, ROWS_PER_GROUP))
+    if not group:
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    partial, count = out / f".{number:05d}.parquet", 0
+    with pq.ParquetWriter(partial, schema, compression="zstd") as sink:
+        while group:
+            sink.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+            left = min(ROWS_PER_GROUP, ROWS_PER_FILE - count)
+            group = list(itertools.islice(rows, left))
+    partial.rename(out / f"{number:05d}.parquet")
+    return count

@@ -113,7 +113,8 @@ def begin(out: Path, settings: Mapping[str, Any], layout: Layout) -> Layout:
     record = _record(settings, layout)
     with writing(out):
         if not path.exists():
-            if out.exists() and any(out.iterdir()):
+            # A kill may have left a manifest half written.
+            if out.exists() and any(not p.name.startswith(".manifest.") for p in out.iterdir()):
                 raise BadInputError(
                     f"{out} is not empty and holds no label store. Choose another --out."
                 )

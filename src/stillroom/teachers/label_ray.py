@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 #: How often an actor that died is started again; the cluster may have taken its machine away.
 RESTARTS = 3
+#: How often a cluster of this machine is tried to be started; Ray gives each 30 s.
+ATTEMPTS = 5
 #: How often progress is looked at while others work [s].
 WATCH_S = 0.5
 
@@ -66,13 +68,25 @@ class RayActors:
         if self.address == "local":
             # Nothing but the job goes through the object store.
             options |= {"include_dashboard": False, "object_store_memory": 100_000_000}
-        try:
-            ray.init(address=self.address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise BadInputError(
-                f"no Ray cluster answers at {self.address} ({str(error).splitlines()[0]}); start "
-                "one with 'ray start --head', or give --ray without an address"
-            ) from None
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                ray.init(address=self.address, **options)
+                return
+            except Exception as error:  # Ray raises a bare Exception when a start takes too long
+                ray.shutdown()
+                slow = "timed out during startup" in str(error)
+                if not slow or attempt == ATTEMPTS:
+                    raise BadInputError(self._unreachable(slow, error)) from None
+                logger.warning("Ray did not start in time, once more")
+
+    def _unreachable(self, slow: bool, error: Exception) -> str:
+        if slow:
+            return "Ray did not start in time: this machine is too busy; --workers needs no Ray"
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return (
+            f"no Ray cluster answers at {self.address} ({reason}); start one with "
+            "'ray start --head', or give --ray without an address"
+        )
 
 
 def _share(resources: dict[str, float], workers: int) -> tuple[int, dict[str, float]]:
