@@ -352,13 +352,14 @@ def evaluate(
         rows["teacher"] = teacher_answers(teacher, labels, store, split)
     # Beside a model that looks stand what it must beat; a baseline stands alone.
     beside: list[str] = []
-    if registry.kind_of(model)[0] in ("student", *registry.LOOKING_TEACHERS):
+    kind, _ = registry.kind_of(model)
+    if kind in ("student", *registry.LOOKING_TEACHERS):
         beside.append("truth")
         if split == "all" or store.scene_ids("train"):  # else there is nothing to fit them on
             beside += ["majority", "blind"]
         if len(store.scene_ids(wanted)) > 1:
             beside.append(f"shuffled:{model}")
-        if registry.kind_of(model)[0] == "llava3d":
+        if kind == "llava3d":
             beside.append(f"no_depth:{model}")
     for name in dict.fromkeys([model, *beside]):
         rows[name] = _loader(name, store, split)

@@ -54,12 +54,12 @@ def mini_cpu() -> DistillConfig:
     """The embedded default: 1.7 M student, K = 8 learned slots, prefix mask; minutes on 2 cores."""
     return DistillConfig(
         train=TrainConfig(
-            steps=800,
+            steps=750,
             scenes_per_step=8,
             micro_batches=2,
             workers=2,
             learning_rate=2e-3,
-            evaluate_every=200,
+            evaluate_every=250,
             save_every=50,
         ),
         validation_scenes=60,

@@ -26,26 +26,30 @@ MEASURE_BETA = 0.1
 _LEAST_M = 0.05
 
 
-def _lead(question: Question) -> tuple[float, float]:
+_Target = tuple[float, float]
+
+
+def _lead(value: float, question: Question) -> _Target:
     """Logarithm of how much more there is of the option named first, cut where it is plain."""
-    assert question.value is not None
-    lead = min(abs(math.log(question.value)), 1.5)
+    lead = min(abs(math.log(value)), 1.5)
     return (lead if question.answer == question.options[0] else -lead), NOTHING
 
 
-def _metres(least: float, most: float) -> Callable[[float], tuple[float, float]]:
-    return lambda value: (min(max(value, least), most), NOTHING)
+def _metres(least: float, most: float) -> Callable[[float, Question], _Target]:
+    return lambda value, _: (min(max(value, least), most), NOTHING)
 
 
-def _log(value: float) -> tuple[float, float]:
+def _log(value: float, _: Question) -> _Target:
     return math.log(max(value, _LEAST_M)), NOTHING
 
 
-def _turn(degrees: float) -> tuple[float, float]:
+def _turn(degrees: float, _: Question) -> _Target:
     return math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
 
 
-_OF_VALUE: Mapping[tuple[str, str], Callable[[float], tuple[float, float]]] = {
+_TARGETS: Mapping[tuple[str, str], Callable[[float, Question], _Target]] = {
+    ("proximity", "ratio"): _lead,
+    ("size", "ratio"): _lead,
     ("contact", "m"): _metres(0.0, 1.0),
     ("orientation", "m"): _metres(-2.0, 2.0),
     ("orientation", "deg"): _turn,
@@ -54,33 +58,27 @@ _OF_VALUE: Mapping[tuple[str, str], Callable[[float], tuple[float, float]]] = {
     ("object_rel_direction_hard", "deg"): _turn,
     ("route_planning", "deg"): _turn,
     ("object_abs_distance", "m"): _log,
-    ("object_size_estimation", "cm"): lambda value: _log(value / 100.0),
+    ("object_size_estimation", "cm"): lambda value, question: _log(value / 100.0, question),
     ("room_size_estimation", "m2"): _log,
     ("object_counting", "count"): _log,
 }
-_OF_QUESTION: Mapping[tuple[str, str], Callable[[Question], tuple[float, float]]] = {
-    ("proximity", "ratio"): _lead,
-    ("size", "ratio"): _lead,
-}
 #: Every kind of number, by family and unit; each has two outputs of its own.
-MEASURES = (*_OF_QUESTION, *_OF_VALUE)
+MEASURES = tuple(_TARGETS)
 
 
-def measured(question: Question) -> tuple[int, tuple[float, float]] | None:
+def measured(question: Question) -> tuple[int, _Target] | None:
     """Which of ``MEASURES`` decides the answer and its target, or None where there is none.
 
     Ratios (proximity, size) are logarithms with the sign of the option named first; gaps and
     leads metres; angles sine and cosine; estimates logarithms. An unused output is ``NOTHING``.
     """
     kind = (question.family, question.unit)
-    if question.value is None or kind not in MEASURES:
+    if question.value is None or kind not in _TARGETS:
         return None
-    find = _OF_QUESTION.get(kind)
-    target = _OF_VALUE[kind](question.value) if find is None else find(question)
-    return MEASURES.index(kind), target
+    return MEASURES.index(kind), _TARGETS[kind](question.value, question)
 
 
-def apart(objects: Float[np.ndarray, "m 8"], named: Sequence[int]) -> list[tuple[float, float]]:
+def apart(objects: Float[np.ndarray, "m 8"], named: Sequence[int]) -> list[_Target]:
     """For each name of a question in reading order: how far it is from what was named before.
 
     ``objects`` is a scene's table (``PixelCache.objects``), ``named`` the object of each place.

@@ -2,14 +2,14 @@
 
 A row is ``[V] [Q <bos> A]_1 [Q <bos> A]_2 ...``: the voxels of a scene once, then its questions.
 Beside the answers it learns, at every voxel, what object is there, its colour, centre and size, and
-at every name in a question, where the object meant lies and how large it is: heads that are thrown
-away afterwards. They read middle layers, so that the layers above can reason with what was found.
+at every name in a question, where the object meant lies, how large it is and how far from what was
+named before, and where an answer begins the number that decides it: heads that are thrown away
+afterwards. They read middle layers, so that the layers above can reason with what was found.
 Without such targets the relations stay at chance for very long (``docs/log.md``).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -38,8 +38,6 @@ from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 from stillroom.training.handed import StepLosses, count_steps
 from stillroom.training.loop import train
 from stillroom.training.runlog import open_run
-
-logger = logging.getLogger(__name__)
 
 
 class Teaching(nn.Module):
@@ -169,17 +167,18 @@ def teach(
     Raises:
         BadInputError: a store without train or val scenes, or of another picture size.
     """
-    tokenizer = load_tokenizer()
+    tokenizer, store = load_tokenizer(), open_store(scenes)
+    held_out_store = store if validation is None else open_store(validation)
     settings = {
         "verb": "teach",
         "config": asdict(config),
-        "scenes": _fingerprint(scenes, "train"),
-        "validation": _fingerprint(validation or scenes, "val"),
+        "scenes": content_hash(q.question_id for q in store.questions(split="train")),
+        "validation": content_hash(q.question_id for q in held_out_store.questions(split="val")),
     }
     # Refuse a foreign folder before anything is decoded or written.
     open_run(out, config=config.train, settings=settings)
-    training = open_rows(config, scenes, "train", tokenizer, out)
-    held_out = open_rows(config, validation or scenes, "val", tokenizer, out)
+    training = open_rows(config, store, "train", tokenizer, out)
+    held_out = open_rows(config, held_out_store, "val", tokenizer, out)
     torch.manual_seed(config.train.seed)
     model = Teaching(config, config.llava3d(tokenizer))
     _draw_language_model(model.teacher)
@@ -200,12 +199,6 @@ def teach(
     save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
     return f"{out / 'teacher'} after {result.steps} steps, best at {result.best_step}: {shown}"
-
-
-def _fingerprint(scenes: Path, split: str) -> str:
-    store = open_store(scenes)
-    ids = set(store.scene_ids(split))
-    return content_hash(q.question_id for q in store.questions() if q.scene_id in ids)
 
 
 @torch.no_grad()

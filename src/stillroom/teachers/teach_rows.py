@@ -14,7 +14,7 @@ from torch import Tensor
 from stillroom.engine.packing import question_places
 from stillroom.records import BadInputError, Question
 from stillroom.scenes.pixels import PixelCache, cache_pixels, object_names
-from stillroom.scenes.store import open_store
+from stillroom.scenes.store import SceneStore
 from stillroom.teachers.measures import apart, measured
 from stillroom.teachers.preprocess import normalise, whole_pixel_intrinsics
 from stillroom.teachers.sampling import choose_questions
@@ -156,16 +156,20 @@ class Rows:
 
 
 def open_rows(
-    config: TeachConfig, scenes: Path, split: str, tokenizer: Tokenizer, out: Path
+    config: TeachConfig, store: SceneStore, split: str, tokenizer: Tokenizer, out: Path
 ) -> Rows:
-    store = open_store(scenes)
+    """The rows of a split, its pictures decoded into a cache beside ``out``.
+
+    Raises:
+        BadInputError: no scene in the split, or views of another number or size.
+    """
     pixels = cache_pixels(store, out.parent / "cache", split=split)
     size = config.sizes
     if pixels.rgb.shape[1:] != (size.views, 3, size.image_size, size.image_size):
         views, _, height, width = pixels.rgb.shape[1:]
         raise BadInputError(
-            f"{scenes} has {views} views of {height} x {width}, the recipe reads {size.views} of "
-            f"{size.image_size} x {size.image_size}; set --sizes.views and --sizes.image-size"
+            f"{store.path} has {views} views of {height} x {width}, the recipe reads {size.views} "
+            f"of {size.image_size} x {size.image_size}; set --sizes.views and --sizes.image-size"
         )
     asked = {scene_id: store.questions(scene_id) for scene_id in pixels.scene_ids}
     return Rows(config, pixels, asked, tokenizer)
