@@ -169,9 +169,13 @@ def label(
 
     ``ray`` is the address of a Ray cluster whose actors do it; "local" starts one here.
     With ``geometry="predicted"`` scenes without depth and poses get those of ``encoder``.
+    ``scenes_per_part`` scenes become durable at once; by default as many as the teacher gains by.
     """
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
+
+    if scenes_per_part is None and registry.kind_of(teacher)[0] in registry.ONE_BY_ONE:
+        scenes_per_part = 1
 
     loader = registry.teacher_loader(teacher, options)
     description = registry.describe(teacher, options)
@@ -210,7 +214,7 @@ def label_cost(
     from stillroom import registry
     from stillroom.teachers.dry_run import dry_run
     from stillroom.teachers.llava3d_config import LLaVA3DConfig
-    from stillroom.teachers.options import TeacherOptions
+    from stillroom.teachers.options import TOPK, TeacherOptions
 
     folder, options = None, options or TeacherOptions()
     if teacher == "llava3d-7b":
@@ -229,7 +233,7 @@ def label_cost(
         config.adjusted(options),
         folder=folder,
         signals=signals,
-        topk=options.topk,
+        topk=options.topk or TOPK,
         tflops=tflops,
     )
     figures = asdict(found) | {

@@ -370,18 +370,18 @@ def label(words: Sequence[str]) -> int:
 
         Args:
             scenes: Scene store.
-            teacher: A shipped name, a folder, llava3d:PLACE or vlm:PLACE (a folder or a hub id),
-                http:ADDRESS#MODEL, or truth.
+            teacher: teacher_mini, a folder, llava3d:WHERE, vlm:WHERE, http:ADDRESS#MODEL or truth.
             out: Folder of the label store.
             signals: What to keep.
             workers: Processes, or Ray actors, one teacher each.
             ray: Label with the Ray cluster at this address; without one, start it here.
-            scenes_per_part: Scenes that a kill may cost; default 5.
+            scenes_per_part: Scenes that a kill may cost; none is 5, of vlm: and http: 1.
             dry_run: Load nothing and write nothing: print sizes, operations, time and disk.
                 Knows llava3d-7b, the released teacher, too.
             tflops: With --dry-run: TFLOP/s sustained by all devices together.
             json: With --dry-run: print one JSON object.
-            options: How the teacher is loaded and asked.
+            options: How the teacher is loaded and asked. In brackets stand the kinds of teachers that
+                know an option; teacher_mini is of kind llava3d.
             geometry: What a scene without depth and poses gets: nothing, or an encoder's.
             encoder: The encoder that predicts geometry.
         """

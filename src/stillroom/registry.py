@@ -17,7 +17,7 @@ from typing import Any
 
 from stillroom.records import Answerer, BadInputError, Teacher
 from stillroom.scenes.store import SceneStore
-from stillroom.teachers.options import TeacherOptions
+from stillroom.teachers.options import TOPK, TeacherOptions
 from stillroom.text.vocabulary import Vocabulary
 
 MODELS = Path(__file__).with_name("models")
@@ -27,6 +27,8 @@ BASELINES = ("blind", "majority", "truth")
 CONTROLS = ("shuffled", "no_depth")
 #: Kinds that look at photos and label.
 LOOKING_TEACHERS = ("llava3d", "vlm", "http")
+#: Of these, kinds that take one scene at a time: nothing is gained by keeping several back.
+ONE_BY_ONE = ("vlm", "http")
 
 
 def locate(name: str) -> Path | str:
@@ -78,7 +80,7 @@ def answerer(name: str, store: SceneStore, *, split: str) -> Answerer:
 
         return NoDepth(answerer(where, store, split=split))
     if kind in LOOKING_TEACHERS:
-        return _looking_teacher(kind, where)
+        return _looking_teacher(kind, where, TeacherOptions())
     from stillroom.students.session import StudentAnswerer
 
     return StudentAnswerer.from_folder(locate(where))
@@ -90,12 +92,12 @@ def teacher(name: str, options: TeacherOptions | None = None) -> Teacher:
     Raises:
         BadInputError: the name is no teacher's, or its kind has not what the options ask for.
     """
+    options = options or TeacherOptions()
     kind, where = kind_of(name)
     if kind == "truth":
         from stillroom.teachers.truth import TruthTeacher
 
-        if options is not None and options.fingerprint():
-            raise BadInputError("the teacher 'truth' has no options; leave --options.* out")
+        options.only((), of="the teacher 'truth'")
         return TruthTeacher()
     if kind in LOOKING_TEACHERS:
         return _looking_teacher(kind, where, options)
@@ -113,6 +115,10 @@ def teacher_loader(name: str, options: TeacherOptions | None = None) -> Callable
 def vocabulary(name: str) -> Vocabulary | None:
     """The tokens behind a teacher's ids, read without its weights; None where it tells none."""
     kind, where = kind_of(name)
+    if kind == "vlm":
+        from stillroom.teachers.vlm_files import read_vocabulary
+
+        return read_vocabulary(locate(where))
     if kind != "llava3d":
         return None
     from stillroom.teachers.llava3d_config import LLaVA3DConfig
@@ -148,11 +154,16 @@ class _PredictingLoader:
 
 
 def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]:
-    """What identifies a model in a fingerprint: its name, the hash of its weights and config, and
-    of a teacher how it reads scenes and questions.
+    """What identifies a model in a fingerprint: its name, the hash of its weights and config (of a
+    hub id the commit), and of a teacher how it reads scenes and questions.
+
+    Raises:
+        BadInputError: no such model, or an option that its kind has not.
     """
+    options = options or TeacherOptions()
     kind, where = kind_of(name)
     if kind in BASELINES:
+        options.only((), of=f"the teacher {name!r}")
         return {"name": name, "kind": kind}
     if kind in CONTROLS:
         return describe(where) | {"name": name, "kind": kind}
@@ -161,23 +172,24 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
 
         url, model = split_address(where)
         told = {"name": f"http:{url}#{model}", "kind": kind, "revision": f"{url}#{model}"}
-        return told | HttpOptions().describe()
+        return told | HttpOptions.of(options).describe()
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
     about = {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
     if kind == "vlm":
         from stillroom.teachers.vlm import VlmOptions
+        from stillroom.teachers.vlm_files import commit_of
 
-        return about | VlmOptions().describe()
+        asked = VlmOptions.of(options).describe()
+        return about | {"revision": commit_of(place) or revision} | asked
     if kind != "llava3d":
         return about
     from stillroom.teachers.llava3d_files import read_config
 
-    options = options or TeacherOptions()
     config, commit = read_config(place)
     return about | {
-        "topk": options.topk,
+        "topk": options.topk or TOPK,
         "revision": commit or revision,
         "options": options.fingerprint(),
         "reads": config.adjusted(options).habits(),
@@ -221,17 +233,15 @@ def _revision(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _looking_teacher(kind: str, where: str, options: TeacherOptions | None = None) -> Any:
-    if kind != "llava3d" and options is not None and options.fingerprint():
-        raise BadInputError(f"--options.* belong to LLaVA-3D teachers; leave them out for {kind}:")
+def _looking_teacher(kind: str, where: str, options: TeacherOptions) -> Any:
     if kind == "http":
-        from stillroom.teachers.http import HttpTeacher
+        from stillroom.teachers.http import HttpOptions, HttpTeacher
 
-        return HttpTeacher(where)
+        return HttpTeacher(where, HttpOptions.of(options))
     if kind == "vlm":
-        from stillroom.teachers.vlm import VlmTeacher
+        from stillroom.teachers.vlm import VlmOptions, VlmTeacher
 
-        return VlmTeacher.from_folder(locate(where))
+        return VlmTeacher.from_folder(locate(where), VlmOptions.of(options))
     from stillroom.teachers.llava3d import LLaVA3DTeacher
 
     return LLaVA3DTeacher.from_folder(locate(where), options)

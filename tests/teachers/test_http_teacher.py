@@ -24,6 +24,7 @@ from stillroom.scenes.store import open_store
 from stillroom.teachers.http import HttpOptions, HttpTeacher, split_address
 from stillroom.teachers.http_client import KEY_VARIABLE, JsonEndpoint, Patience
 from stillroom.teachers.label import label_scenes
+from stillroom.teachers.label_check import status
 from stillroom.teachers.label_store import open_labels
 from stillroom.testing import tiny_questions, tiny_scene, tiny_store
 
@@ -486,7 +487,8 @@ def test_without_an_http_library_the_sentence_says_what_to_install(
 def test_what_is_labelled_stays_when_an_endpoint_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stillroom.teachers.label.SCENES_PER_SHARD", 1)
+    # One shard for all: what is durable lies in its parts, none of which is a finished shard.
+    monkeypatch.setattr("stillroom.teachers.label.SHARDS", 1)
     scenes = tiny_store(tmp_path / "scenes", scenes=4)
     out = tmp_path / "labels"
 
@@ -498,13 +500,16 @@ def test_what_is_labelled_stays_when_an_endpoint_fails(
                 out,
                 teacher={"name": "http", "revision": "tiny"},
                 signals=("answers",),
+                scenes_per_part=1,
             )
 
     with pytest.raises(BadInputError, match="it answered 500"):
         run(lambda number, body: said("one") if number < 10 else Reply(status=500))
     # Two scenes of four questions each were whole.
-    kept = open_labels(out).answers()
-    assert len(kept) == 8
+    found = status(out)
+    assert (found["rows"], found["scenes"], found["shards"]) == (8, 2, 0)
+    with pytest.raises(BadInputError, match="the same 'stillroom label' command finishes"):
+        open_labels(out)
     assert run(lambda number, body: said("two")) == 2
     answers = open_labels(out).answers()
     assert len(answers) == len(open_store(scenes).questions())

@@ -19,7 +19,7 @@ from stillroom.teachers.mobilevlm_projector import light_projector
 from stillroom.teachers.vlm import VlmOptions, VlmTeacher
 from stillroom.testing import tiny_questions, tiny_scene
 
-OPTIONS = VlmOptions(max_new_tokens=4, topk=4)
+OPTIONS = VlmOptions(max_new_tokens=4, topk=4, device="cpu")
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -179,7 +179,7 @@ def test_an_unknown_projector_is_refused() -> None:
 @pytest.mark.parametrize("projector", ["ldpnet", "ldpnetv2"])
 def test_a_saved_model_comes_back_and_labels(tmp_path: Path, projector: str) -> None:
     folder = save_mobilevlm(tmp_path, projector)
-    teacher = VlmTeacher.from_folder(folder, OPTIONS, device="cpu")
+    teacher = VlmTeacher.from_folder(folder, OPTIONS)
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(teacher.model.state_dict()[name], tensor), name
     scene = tiny_scene(1)
@@ -189,7 +189,7 @@ def test_a_saved_model_comes_back_and_labels(tmp_path: Path, projector: str) -> 
 
 
 def test_the_tower_reads_its_last_but_one_state_without_the_class_token(tmp_path: Path) -> None:
-    teacher = VlmTeacher.from_folder(save_mobilevlm(tmp_path), OPTIONS, device="cpu")
+    teacher = VlmTeacher.from_folder(save_mobilevlm(tmp_path), OPTIONS)
     tower = teacher.model.model.vision_tower
     pixels = torch.randn(1, 3, 48, 48)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_the_tower_reads_its_last_but_one_state_without_the_class_token(tmp_path
 
 
 def test_photos_are_filled_up_to_a_square_of_the_mean_colour(tmp_path: Path) -> None:
-    teacher = VlmTeacher.from_folder(save_mobilevlm(tmp_path), OPTIONS, device="cpu")
+    teacher = VlmTeacher.from_folder(save_mobilevlm(tmp_path), OPTIONS)
     wide = Image.new("RGB", (96, 48), (255, 255, 255))
     pixels = teacher.prompts.pixels(wide)
     assert pixels.shape == (3, 48, 48)
@@ -211,7 +211,7 @@ def test_photos_are_filled_up_to_a_square_of_the_mean_colour(tmp_path: Path) -> 
 
 
 def test_the_prompt_is_the_release_s(tmp_path: Path) -> None:
-    teacher = VlmTeacher.from_folder(save_mobilevlm(tmp_path), OPTIONS, device="cpu")
+    teacher = VlmTeacher.from_folder(save_mobilevlm(tmp_path), OPTIONS)
     scene = tiny_scene(1)
     question = tiny_questions(scene)[0]
     ids = teacher.open(scene).reader.prompts.whole(question)["input_ids"][0].tolist()
@@ -230,16 +230,16 @@ def test_the_prompt_is_the_release_s(tmp_path: Path) -> None:
 
 def test_clip_comes_from_its_own_page_where_a_checkpoint_lacks_it(tmp_path: Path) -> None:
     folder = save_mobilevlm(tmp_path / "model")
-    before = VlmTeacher.from_folder(folder, OPTIONS, device="cpu").model
+    before = VlmTeacher.from_folder(folder, OPTIONS).model
     clip = before.model.vision_tower.vision_tower["vision_model"]
     clip.save_pretrained(tmp_path / "clip")
     weights = load_file(folder / "model.safetensors")
     bare = {name: tensor for name, tensor in weights.items() if "vision_tower" not in name}
     save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BadInputError, match="no CLIP weights and they cannot be had"):
-        VlmTeacher.from_folder(folder, OPTIONS, device="cpu")
+        VlmTeacher.from_folder(folder, OPTIONS)
     edit_config(folder, mm_vision_tower=str(tmp_path / "clip"))
-    after = VlmTeacher.from_folder(folder, OPTIONS, device="cpu").model
+    after = VlmTeacher.from_folder(folder, OPTIONS).model
     pixels = torch.randn(1, 3, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(after.visual_tokens(pixels), before.visual_tokens(pixels))
@@ -260,7 +260,7 @@ def test_a_config_that_cannot_work_is_refused(
     folder = save_mobilevlm(tmp_path)
     edit_config(folder, **changes)
     with pytest.raises(BadInputError, match=sentence):
-        VlmTeacher.from_folder(folder, OPTIONS, device="cpu")
+        VlmTeacher.from_folder(folder, OPTIONS)
 
 
 def test_the_defaults_of_the_tower_are_clip_large() -> None:

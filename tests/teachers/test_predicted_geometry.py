@@ -1,5 +1,6 @@
 """Plain photos with an encoder's geometry: against made rooms whose own was taken away."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom import api, registry
+from stillroom import api, cli, registry
 from stillroom.geometry.cameras import unproject
 from stillroom.geometry.poses import invert, is_rigid, transform, view0_from_world
 from stillroom.records import BadInputError, Scene, Teacher, View
-from stillroom.scenes.store import open_store
+from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.students.encoders.photo_geometry import VGGTEstimator, sampled
 from stillroom.students.encoders.vggt import VGGT, mini_config
+from stillroom.teachers.label_store import open_labels
 from stillroom.teachers.predicted_geometry import (
     EYE_LEVEL,
     PredictedGeometry,
@@ -21,6 +23,7 @@ from stillroom.teachers.predicted_geometry import (
     has_geometry,
     predict_geometry,
 )
+from stillroom.teachers.truth import TruthTeacher
 from stillroom.testing import FixedTeacher, tiny_questions, tiny_scene
 
 
@@ -208,9 +211,34 @@ def test_teacher_mini_labels_plain_photos(
     assert [one.answer for one in direct] == [one.answer for one in labels]
 
 
+def test_labels_of_plain_photos_are_marked_and_counted(
+    room: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = replace(bare(room), scene_id="f" * 16)
+    questions = [*tiny_questions(room, count=2), *tiny_questions(photos, count=3)]
+    write_shard(tmp_path / "scenes", 0, [room, photos], questions)
+    write_manifest(tmp_path / "scenes", {})
+
+    def run(*words: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(word) for word in words])
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    out = tmp_path / "labels"
+    words = ("--teacher", "teacher_mini", "--geometry", "predicted", "--out", out)
+    run("label", tmp_path / "scenes", *words)
+    store = open_labels(out)
+    assert [row["geometry"] for row in store.rows(room.scene_id)] == ["given"] * 2
+    assert [row["geometry"] for row in store.rows(photos.scene_id)] == ["predicted"] * 3
+    assert "depth and poses of 3 rows are predicted" in run("labels", "status", out)
+    found = json.loads(run("labels", "status", out, "--json"))
+    assert found["geometry"] == {"given": 2, "predicted": 3}
+
+
 def test_without_scene_features_the_sentence_says_so(room: Scene) -> None:
     with pytest.raises(BadInputError, match="gives no scene features"):
-        PredictedGeometry(FixedTeacher(), Oracle(room)).scene_features(bare(room))
+        PredictedGeometry(TruthTeacher(), Oracle(room)).scene_features(bare(room))
 
 
 # Bad input. -------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from stillroom import registry
 from stillroom.cli import main
 from stillroom.records import BadInputError
 from stillroom.scenes.store import open_store, write_manifest, write_shard
-from stillroom.teachers.label_store import open_labels, problems
+from stillroom.teachers.label_check import problems
+from stillroom.teachers.label_store import open_labels
 from stillroom.teachers.llava3d import LLaVA3DTeacher
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.teachers.llava3d_load import load_llava3d
@@ -295,11 +296,6 @@ def test_a_scene_larger_than_the_teacher_s_positions_is_refused(checkpoint: Path
     teacher = LLaVA3DTeacher.from_folder(checkpoint)
     with pytest.raises(BadInputError, match="leaves none for a question"):
         teacher.open(tiny_scene(1, views=2))
-
-
-def test_truth_takes_no_options() -> None:
-    with pytest.raises(BadInputError, match="has no options"):
-        registry.teacher("truth", TeacherOptions(topk=3))
 
 
 def test_a_hub_that_does_not_answer_is_one_sentence(

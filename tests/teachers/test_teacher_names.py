@@ -2,13 +2,15 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_http_teacher import Reply, said, serving
-from tiny_vlms import save_llava, save_mobilevlm
+from tiny_vlms import SAVERS, save_llava, save_mobilevlm
+from tokenizers import Tokenizer
 
 from stillroom import cli, registry
 from stillroom.records import BadInputError
@@ -87,6 +89,24 @@ def test_an_endpoint_in_trouble_is_exit_code_2_and_one_line(
     assert told.count("\n") == 1
 
 
+def test_an_endpoint_that_fails_costs_one_scene_at_most(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "labels"
+
+    def answer(number: int, body: object) -> Reply:
+        return Reply(status=403) if number == 6 else said("one")
+
+    with serving(answer) as server:
+        words = ("--teacher", f"http:{server.url}#m", "--signals", "answers", "--out", out)
+        assert run("label", scenes, *words) == 2
+        assert run("labels", "status", out, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["rows"] == 4
+        assert run("label", scenes, *words) == 0
+        assert len(server.asked) == 4 + 3 + 4
+    assert len(open_labels(out)) == 8
+
+
 def test_labels_with_predicted_geometry_say_so_and_are_another_store(
     scenes: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +133,56 @@ def test_a_vlm_is_told_by_its_weights_and_an_endpoint_by_its_address(
     assert told["name"] == "http:https://host/v1#big-model"
     assert told["revision"] == "https://host/v1#big-model"
     assert "sk-secret" not in json.dumps(told)
+
+
+def hub_page(cache: Path, folder: Path, *, commit: str) -> str:
+    """A checkpoint as the hub's client has it in its cache, and its id."""
+    page = cache / "models--someone--tiny"
+    (page / "refs").mkdir(parents=True)
+    (page / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, page / "snapshots" / commit)
+    return "someone/tiny"
+
+
+def test_a_vlm_of_the_hub_is_told_by_its_commit(
+    llava: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    name = hub_page(tmp_path, llava, commit=commit)
+    told = registry.describe(f"vlm:{name}")
+    assert (told["name"], told["revision"]) == (f"vlm:{name}", commit)
+    out = tmp_path / "labels"
+    assert run("label", scenes, "--teacher", f"vlm:{name}", "--out", out) == 0
+    store = open_labels(out)
+    assert store.settings["teacher"]["revision"] == commit
+    assert store.vocabulary == registry.vocabulary(f"vlm:{llava}")
+    with pytest.raises(BadInputError, match="cannot fetch someone/else from the hub"):
+        registry.describe("vlm:someone/else")
+
+
+@pytest.mark.parametrize("name", SAVERS)
+def test_a_vlm_tells_its_vocabulary_without_its_weights(name: str, tmp_path: Path) -> None:
+    folder = SAVERS[name](tmp_path)
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    found = registry.vocabulary(f"vlm:{folder}")
+    known = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert found.rows == known.get_vocab_size()
+    assert [found.tokens[number] for number in known.encode("red table").ids] == (
+        known.encode("red table").tokens
+    )
+    (folder / "tokenizer.json").rename(tmp_path / "elsewhere.json")
+    if name != "mobilevlm":
+        assert registry.vocabulary(f"vlm:{folder}") is None
+
+
+def test_who_tells_no_tokens_has_no_vocabulary() -> None:
+    assert registry.vocabulary("http:http://host/v1#m") is None
+    assert registry.vocabulary("truth") is None
 
 
 def test_kinds_and_parameters(llava: Path) -> None:

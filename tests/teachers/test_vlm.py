@@ -23,7 +23,13 @@ from stillroom.teachers.photos import chosen_views
 from stillroom.teachers.vlm import VlmOptions, VlmTeacher
 from stillroom.testing import tiny_questions, tiny_scene
 
-OPTIONS = VlmOptions(max_new_tokens=5, topk=4, questions_at_once=3, attention_groups=2)
+OPTIONS = VlmOptions(
+    max_new_tokens=5,
+    topk=4,
+    questions_at_once=3,
+    attention_layers=("0-1", "2"),
+    device="cpu",
+)
 SHARING = ("llava", "qwen2_5", "qwen3", "mobilevlm")
 
 
@@ -35,9 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def teachers(folders: dict[str, Path]) -> dict[str, VlmTeacher]:
-    return {
-        n: VlmTeacher.from_folder(folder, OPTIONS, device="cpu") for n, folder in folders.items()
-    }
+    return {n: VlmTeacher.from_folder(folder, OPTIONS) for n, folder in folders.items()}
 
 
 def questions_of(scene_seed: int) -> list[Question]:
@@ -92,8 +96,8 @@ def test_questions_share_a_scene_where_the_model_lets_them(
 
 @pytest.mark.parametrize("name", SHARING)
 def test_sharing_the_scene_changes_no_answer(name: str, folders: dict[str, Path]) -> None:
-    shared = VlmTeacher.from_folder(folders[name], OPTIONS, device="cpu")
-    alone = VlmTeacher.from_folder(folders[name], OPTIONS, device="cpu")
+    shared = VlmTeacher.from_folder(folders[name], OPTIONS)
+    alone = VlmTeacher.from_folder(folders[name], OPTIONS)
     alone.shares_scenes = False
     signals = [signal for signal in SIGNALS if signal != "scene_features"]
     both = [t.label(tiny_scene(2), questions_of(2), signals) for t in (shared, alone)]
@@ -112,12 +116,12 @@ def test_sharing_the_scene_changes_no_answer(name: str, folders: dict[str, Path]
 def test_a_model_that_reads_a_cut_prompt_differently_is_not_shared(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = VlmTeacher.from_folder(folders["qwen3"], OPTIONS, device="cpu")
+    teacher = VlmTeacher.from_folder(folders["qwen3"], OPTIONS)
     # Without the shift of its positions behind pictures Qwen reads the question too far off.
     monkeypatch.setattr("stillroom.teachers.vlm_read._position_shift", lambda model: 40)
     labels = teacher.label(tiny_scene(1), questions_of(1), ["answers"])
     assert teacher.shares_scenes is False
-    expected = VlmTeacher.from_folder(folders["qwen3"], OPTIONS, device="cpu")
+    expected = VlmTeacher.from_folder(folders["qwen3"], OPTIONS)
     expected.shares_scenes = False
     for one, other in zip(
         labels, expected.label(tiny_scene(1), questions_of(1), ["answers"]), strict=True
@@ -265,7 +269,7 @@ def test_at_most_so_many_views_are_looked_at_evenly_spaced(folders: dict[str, Pa
     assert chosen_views(7, 1) == (0,)
     scene = tiny_scene(1, views=5)
     options = replace(OPTIONS, views=2)
-    teacher = VlmTeacher.from_folder(folders["llava"], options, device="cpu")
+    teacher = VlmTeacher.from_folder(folders["llava"], options)
     session = teacher.open(scene)
     teacher.label(scene, questions_of(1)[:1], ["answers"])
     assert session.views == (0, 2)
@@ -274,15 +278,13 @@ def test_at_most_so_many_views_are_looked_at_evenly_spaced(folders: dict[str, Pa
 
 def test_photos_are_shrunk_when_asked(folders: dict[str, Path]) -> None:
     options = replace(OPTIONS, image_size=14)
-    teacher = VlmTeacher.from_folder(folders["llava"], options, device="cpu")
+    teacher = VlmTeacher.from_folder(folders["llava"], options)
     pictures = teacher.open(tiny_scene(1)).reader.prompts.images
     assert {picture.size for picture in pictures} == {(14, 14)}
 
 
 def test_half_precision_is_kept_when_asked(folders: dict[str, Path]) -> None:
-    teacher = VlmTeacher.from_folder(
-        folders["llava"], replace(OPTIONS, dtype="bfloat16"), device="cpu"
-    )
+    teacher = VlmTeacher.from_folder(folders["llava"], replace(OPTIONS, dtype="bfloat16"))
     label = teacher.label(tiny_scene(1), questions_of(1)[:1], ["topk_logits"])[0]
     assert teacher.model.dtype == torch.bfloat16
     assert teacher.shares_scenes is True
@@ -341,7 +343,7 @@ def test_a_question_beyond_its_positions_is_refused(teachers: dict[str, VlmTeach
 def test_features_of_an_unknown_projector_are_refused(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = VlmTeacher.from_folder(folders["llava"], OPTIONS, device="cpu")
+    teacher = VlmTeacher.from_folder(folders["llava"], OPTIONS)
     monkeypatch.setattr("stillroom.teachers.vlm_read.projector_of", lambda model: None)
     with pytest.raises(BadInputError, match="projector of a 'llava' lies is not known"):
         teacher.scene_features(tiny_scene(1))

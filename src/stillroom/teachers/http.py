@@ -7,7 +7,7 @@ import io
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from stillroom.records import (
     TeacherLabel,
 )
 from stillroom.teachers.http_client import JsonEndpoint, Patience, Refused, checked_url
+from stillroom.teachers.options import PATIENCE, TeacherOptions
 from stillroom.teachers.photos import chosen_views, view_pictures, with_instruction
 from stillroom.teachers.prompts import SHORT_ANSWER
 
@@ -34,7 +35,7 @@ _TOKEN_ID = re.compile(r"token_id:(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class HttpOptions:
-    """How a remote teacher is asked. All but its patience is part of a store's fingerprint."""
+    """How a remote teacher is asked: ``TeacherOptions`` as endpoints know them."""
 
     # Photos of a scene that are sent, evenly spaced over its views.
     views: int = 8
@@ -55,8 +56,24 @@ class HttpOptions:
         for name in ("views", "max_new_tokens", "topk"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.image_size is not None and self.image_size < 1:
+            raise BadInputError(f"image_size must be at least 1 pixel, got {self.image_size}")
         if not 1 <= self.jpeg_quality <= 95:
             raise BadInputError(f"jpeg_quality must lie in 1..95, got {self.jpeg_quality}")
+
+    @classmethod
+    def of(cls, options: TeacherOptions) -> HttpOptions:
+        """What a user chose; the rest as above.
+
+        Raises:
+            BadInputError: an option that endpoints have not.
+        """
+        own = {f.name for f in fields(cls)} - {"views", "patience"}
+        chosen = options.only({"frames", *own, *PATIENCE}, of="an http: teacher")
+        patience = Patience(**{name: chosen.pop(name) for name in PATIENCE if name in chosen})
+        if "frames" in chosen:
+            chosen["views"] = chosen.pop("frames")
+        return cls(**chosen, patience=patience)
 
     def describe(self) -> dict[str, Any]:
         """What a fingerprint must know: prompt, frames, decoding."""

@@ -44,6 +44,7 @@ from stillroom.teachers.label_ledger import (
 from stillroom.teachers.label_rows import encode, encode_features
 from stillroom.teachers.label_store import VOCABULARY_FILE
 from stillroom.teachers.leases import lease
+from stillroom.teachers.predicted_geometry import Geometry, PredictedGeometry, geometry_of
 from stillroom.teachers.signals import TAIL_RULE, SignalConfig
 from stillroom.text.vocabulary import Vocabulary
 
@@ -292,7 +293,7 @@ class _Worker:
         self, writer: ShardWriter, part: int, scene_ids: Sequence[str], teacher: Teacher
     ) -> None:
         config = self.job.signals
-        asking = _Asking(self.store, scene_ids, teacher if config.scene_features else None)
+        asking = _Asking(self.store, scene_ids, teacher, features=config.scene_features)
         if isinstance(teacher, SceneBatchTeacher):
             labels = teacher.label_scenes(iter(asking), config.signals)
         else:
@@ -302,8 +303,7 @@ class _Worker:
             if question.question_id != label.question_id:
                 raise ValueError(f"the teacher {self.job.teacher} labels questions out of order")
             config.require_in(label, self.job.teacher)
-        own = getattr(teacher, "geometry", "given")
-        marks = [asking.geometry.get(question.scene_id) or own for question, _ in pairs]
+        marks = [asking.geometry[question.scene_id] for question, _ in pairs]
         table, tensors = encode(pairs, config, geometry=marks, vocabulary=self.job.vocabulary)
         features = encode_features(asking.features) if config.scene_features else None
         writer.write_part(part, asking.sealed, table, tensors, features)
@@ -317,15 +317,17 @@ class _Asking:
     """
 
     def __init__(
-        self, store: SceneStore, scene_ids: Sequence[str], features_of: Teacher | None
+        self, store: SceneStore, scene_ids: Sequence[str], teacher: Teacher, *, features: bool
     ) -> None:
         self._store, self._scene_ids = store, scene_ids
-        self._features_of = features_of
+        self._features_of = teacher if features else None
+        # A teacher whose scenes are completed knows best whose geometry it sees.
+        self._mark = teacher.geometry_of if isinstance(teacher, PredictedGeometry) else geometry_of
         self.questions: list[Question] = []
         self.sealed: list[Sealed] = []
         self.features: list[SceneFeatures] = []
-        #: Scenes that do not stand on given cameras and depth.
-        self.geometry: dict[str, str] = {}
+        #: By scene: whose its cameras and depth are.
+        self.geometry: dict[str, Geometry] = {}
 
     def __iter__(self) -> Iterator[tuple[Scene, list[Question]]]:
         for scene_id in self._scene_ids:
@@ -333,8 +335,7 @@ class _Asking:
             self.questions += asked
             content = scene_content(scene, asked)
             self.sealed.append(Sealed(scene_id=scene_id, rows=len(asked), content=content))
-            if scene.source.endswith("+predicted"):
-                self.geometry[scene_id] = "predicted"
+            self.geometry[scene_id] = self._mark(scene)
             yield scene, asked
             if isinstance(self._features_of, FeatureTeacher):
                 self.features.append(self._features_of.scene_features(scene))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stillroom.records import BadInputError
 from stillroom.scenes.store import open_store
@@ -40,6 +42,7 @@ def status(path: Path) -> dict[str, Any]:
     shards = _shard_count(settings, layout)
     rows = scenes = whole = 0
     sizes: dict[str, int] = {}
+    geometry: Counter[str] = Counter()
     for shard in shards_begun(path):
         ledger = read_ledger(path, shard)
         entries = ledger.parts.values() if ledger.whole is None else [ledger.whole]
@@ -49,6 +52,8 @@ def status(path: Path) -> dict[str, Any]:
         for kind, file in _files(path, shard):
             if file.exists():
                 sizes[kind] = sizes.get(kind, 0) + file.stat().st_size
+            if kind == "labels":
+                geometry.update(_marks(file))
     runners = [holder(lock) for lock in sorted((path / "leases").glob("*.lock"))]
     return {
         "teacher": settings["teacher"],
@@ -56,6 +61,7 @@ def status(path: Path) -> dict[str, Any]:
         "tail": settings["tail"],
         "rows": rows,
         "rows_wanted": settings["question_count"],
+        "geometry": dict(geometry),
         "scenes": scenes,
         "scenes_wanted": settings["scene_count"],
         "done": scenes / settings["scene_count"],
@@ -70,14 +76,26 @@ def status_lines(path: Path) -> list[str]:
     """``status`` for people."""
     found = status(path)
     sizes = ", ".join(f"{kind} {shown_bytes(size)}" for kind, size in found["bytes"].items())
+    guessed = found["geometry"].get("predicted", 0)
+    noted = [f"depth and poses of {guessed:,} rows are predicted"] if guessed else []
     return [
         f"{path}: {found['rows']:,} rows on {found['scenes']:,} scenes, "
         f"{found['done']:.1%} of {found['rows_wanted']:,} rows on {found['scenes_wanted']:,}",
         f"teacher {found['teacher']['name']}, revision {found['teacher'].get('revision', '-')}",
         f"signals {', '.join(found['signals'])}",
+        *noted,
         f"bytes {sizes or 'none'}; {found['shards']} of {found['shards_wanted']} shards finished",
         f"at work: {', '.join(found['running']) or 'nobody'}",
     ]
+
+
+def _marks(file: Path) -> list[str]:
+    """Whose geometry stands behind each row of a file; none where it cannot be read."""
+    try:
+        marks: list[str] = pq.read_table(file, columns=["geometry"])["geometry"].to_pylist()
+    except (pa.ArrowInvalid, OSError):
+        return []  # gone since, as parts go when their shard is whole; verify names damage
+    return marks
 
 
 def shown_bytes(size: int | float) -> str:

@@ -56,7 +56,10 @@ class LabelStore:
                 row += scene.rows
             self._count += row
         if not shards:
-            raise BadInputError(f"{path} holds no finished shard of labels; run 'stillroom label'")
+            raise BadInputError(
+                f"{path} holds no finished shard of labels; the same 'stillroom label' command "
+                "finishes what is there"
+            )
         self._shards = shards
         self._tables: OrderedDict[int, pa.Table] = OrderedDict()
         self._tensors: OrderedDict[int, TensorFile | None] = OrderedDict()

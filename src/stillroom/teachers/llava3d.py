@@ -28,7 +28,7 @@ from stillroom.teachers.llava3d_load import load_llava3d
 from stillroom.teachers.llava3d_model import LLaVA3D
 from stillroom.teachers.llava3d_place import computing_dtype, place
 from stillroom.teachers.llava3d_signals import Asked, Reading, last_layer_output, read_answers
-from stillroom.teachers.options import TeacherOptions
+from stillroom.teachers.options import TOPK, TeacherOptions
 from stillroom.teachers.preprocess import object_points, photo_inputs, scene_inputs
 from stillroom.teachers.prompts import COORDINATE_ID, TEMPLATES, PromptTokenizer, open_tokenizer
 from stillroom.text.tokenizer import Tokenizer
@@ -116,7 +116,7 @@ class LLaVA3DSession:
             visual=self.visual,
             hidden="last_hidden" in signals,
             layer_groups=teacher.layer_groups if "attention" in signals else (),
-            topk=teacher.options.topk,
+            topk=teacher.topk,
         )
 
     def features(self) -> SceneFeatures:
@@ -172,6 +172,8 @@ class LLaVA3DTeacher:
         model.settings = model.settings.adjusted(self.options)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.template = TEMPLATES[model.settings.prompt]
+        #: Logits kept for every answer position.
+        self.topk = self.options.topk or TOPK
         #: Layers whose attention is averaged, group by group.
         self.layer_groups = self.options.layer_groups(model.settings.num_hidden_layers)
         # The scene read last: its features are asked for just before or just after its labels.
@@ -189,7 +191,7 @@ class LLaVA3DTeacher:
         options = options or TeacherOptions()
         folder = fetch(where)
         # What is cheap to refuse comes before the weights.
-        settings = LLaVA3DConfig.read(folder)
+        settings = LLaVA3DConfig.read(folder).adjusted(options)
         tokenizer = open_tokenizer(
             folder,
             bos_id=settings.bos_token_id,
@@ -226,7 +228,7 @@ class LLaVA3DTeacher:
         Signals that lead the model through its answers need the scene's cache once more, so that
         scenes are then finished one by one.
         """
-        topk = self.options.topk if "topk_logits" in signals else 0
+        topk = self.topk if "topk_logits" in signals else 0
         sessions = self._opened(asked)
         labels: list[TeacherLabel] = []
         if {"reference_logits", "last_hidden", "attention"} & set(signals):

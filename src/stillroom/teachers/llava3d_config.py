@@ -44,6 +44,13 @@ class ClipSize:
         return CLIPVisionConfig(**asdict(self))
 
 
+#: What a user may choose of ``TeacherOptions``.
+OPTIONS = frozenset(
+    {
+        *("dtype", "quantizer", "geometry", "template", "task", "vision", "frames", "topk"),
+        *("max_new_tokens", "attention_layers", "share_scene", "device", "offload"),
+    }
+)
 #: Vision towers that the release names by their hub page, where no ``vision_config`` is written.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": ClipSize()}
 
@@ -137,7 +144,12 @@ class LLaVA3DConfig:
             )
 
     def adjusted(self, options: TeacherOptions) -> LLaVA3DConfig:
-        """The same with what a user chose in place of the checkpoint's own habits."""
+        """The same with what a user chose in place of the checkpoint's own habits.
+
+        Raises:
+            BadInputError: an option that LLaVA-3D has not.
+        """
+        options.only(OPTIONS, of="LLaVA-3D")
         chosen = {
             "geometry_dtype": None if options.geometry == "auto" else options.geometry,
             "prompt": None if options.template == "auto" else options.template,

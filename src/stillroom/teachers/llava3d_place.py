@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stillroom.records import BadInputError
+from stillroom.teachers.device import chosen_device
 from stillroom.teachers.llava3d_model import LLaVA3D
 from stillroom.teachers.options import TeacherOptions
 
@@ -20,22 +21,9 @@ from stillroom.teachers.options import TeacherOptions
 _INT4_GROUP = 128
 
 
-def chosen_device(options: TeacherOptions) -> torch.device:
-    """Where to compute.
-
-    Raises:
-        BadInputError: a GPU is asked for and there is none.
-    """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise BadInputError("device cuda is asked for, but torch sees no GPU; choose cpu or auto")
-    if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(options.device)
-
-
 def computing_dtype(options: TeacherOptions) -> torch.dtype | None:
     """Precision of all that is not quantised; None: as it is stored (see ``load_llava3d``)."""
-    if options.dtype in ("float32", "bfloat16"):
+    if options.dtype in ("float32", "bfloat16", "float16"):
         return getattr(torch, options.dtype)
     # torchao's int4 kernels read nothing else.
     return torch.bfloat16 if options.dtype == "int4" else None
@@ -47,7 +35,7 @@ def place(model: LLaVA3D, options: TeacherOptions) -> None:
     Raises:
         BadInputError: no such device, a missing package, or a precision that the device lacks.
     """
-    device = chosen_device(options)
+    device = chosen_device(options.device)
     if options.dtype in ("int8", "int4"):
         _QUANTIZERS[options.quantizer](model, options.dtype, device)
     if options.offload:

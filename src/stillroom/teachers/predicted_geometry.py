@@ -31,6 +31,8 @@ from stillroom.scenes.importers.floor import floor_height, surface_patches
 
 logger = logging.getLogger(__name__)
 
+#: Where a scene's depth and poses come from; the mark of its label rows.
+Geometry = Literal["given", "predicted"]
 #: What a scene's ``source`` ends with when its geometry is an encoder's.
 PREDICTED = "+predicted"
 #: Where the unit of an encoder is unknown, the cameras' median height above the floor [m].
@@ -56,8 +58,8 @@ class GeometryEncoder(Protocol):
         ...
 
 
-def geometry_of(scene: Scene) -> Literal["given", "predicted"]:
-    """Where a scene's depth and poses come from; the mark of its label rows."""
+def geometry_of(scene: Scene) -> Geometry:
+    """Whose a scene's depth and poses are, as its source says."""
     return "predicted" if scene.source.endswith(PREDICTED) else "given"
 
 
@@ -134,12 +136,16 @@ class PredictedGeometry:
         self._last: tuple[Scene, Scene] | None = None
 
     def seen(self, scene: Scene) -> Scene:
-        """The scene as the teacher gets it; ``geometry_of`` it is the mark of its rows."""
+        """The scene as the teacher gets it."""
         if has_geometry(scene):
             return scene
         if self._last is None or self._last[0] is not scene:
             self._last = scene, predict_geometry(scene, self.encoder)
         return self._last[1]
+
+    def geometry_of(self, scene: Scene) -> Geometry:
+        """The mark of a scene's label rows, told without predicting anything."""
+        return geometry_of(scene) if has_geometry(scene) else "predicted"
 
     def open(self, scene: Scene) -> Any:
         """The teacher's session of the scene."""

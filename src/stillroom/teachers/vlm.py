@@ -6,7 +6,7 @@ It looks at the photos alone: no depth, no poses. Views become several pictures 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,16 +26,17 @@ from stillroom.records import (
     TeacherLabel,
     TopLogits,
 )
+from stillroom.teachers.options import TOPK, Device, TeacherOptions, layer_groups
 from stillroom.teachers.photos import chosen_views, view_pictures
 from stillroom.teachers.prompts import SHORT_ANSWER
 from stillroom.teachers.vlm_features import tokens_before_projector
 from stillroom.teachers.vlm_processor import PromptMaker
-from stillroom.teachers.vlm_read import Reading, SceneReader, layer_groups
+from stillroom.teachers.vlm_read import Reading, SceneReader, grouped_attention
 
 
 @dataclass(frozen=True, kw_only=True)
 class VlmOptions:
-    """How a vision-language teacher is asked. All of it is part of a label store's fingerprint."""
+    """How a vision-language teacher is asked: ``TeacherOptions`` as these models know them."""
 
     # Photos of a scene that are shown, evenly spaced over its views.
     views: int = 8
@@ -46,26 +47,49 @@ class VlmOptions:
     # Stands below questions that want a short answer; empty: nothing.
     instruction: str = SHORT_ANSWER
     # Logits kept for every answer position of a label.
-    topk: int = 32
-    # Runs of consecutive layers over which attention is averaged.
-    attention_groups: int = 4
+    topk: int = TOPK
+    # Layers whose attention is averaged ("0-7", "24-31"); none: four equal parts.
+    attention_layers: tuple[str, ...] = ()
+    # One reading of the scene for all its questions, where that changes nothing.
+    share_scene: bool = True
     # Questions read side by side, each with a copy of the scene's keys and values.
     questions_at_once: int = 4
     # Precision; auto: float32 up to 10^9 parameters, as stored above.
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # Where to compute; auto is the GPU if there is one.
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
-        counts = ("views", "max_new_tokens", "topk", "attention_groups", "questions_at_once")
-        for name in counts:
+        for name in ("views", "max_new_tokens", "topk", "questions_at_once"):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.image_size is not None and self.image_size < 14:
             raise BadInputError(f"image_size must be at least 14 pixels, got {self.image_size}")
 
+    @classmethod
+    def of(cls, options: TeacherOptions) -> VlmOptions:
+        """What a user chose; the rest as above.
+
+        Raises:
+            BadInputError: an option that these models have not.
+        """
+        known = {"frames", *(f.name for f in fields(cls))} - {"views"}
+        chosen = options.only(known, of="a vlm: teacher")
+        if options.dtype in ("int8", "int4"):
+            raise BadInputError(
+                f"a vlm: teacher's weights are not quantised, so {options.dtype} cannot be had; "
+                "choose --options.dtype bfloat16 or float16"
+            )
+        if "frames" in chosen:
+            chosen["views"] = chosen.pop("frames")
+        return cls(**chosen)
+
     def describe(self) -> dict[str, Any]:
         """What a fingerprint must know: prompt, frames, precision, what is kept."""
-        told = {name: value for name, value in asdict(self).items() if name != "questions_at_once"}
-        return {"decoding": "greedy", **told}
+        told = asdict(self)
+        for name in ("questions_at_once", "device"):
+            del told[name]
+        return {"decoding": "greedy", **told, "attention_layers": list(self.attention_layers)}
 
 
 class VlmSession:
@@ -185,11 +209,11 @@ class VlmSession:
         self, batch: Sequence[Question], said: Sequence[_Said]
     ) -> Iterator[Float32[np.ndarray, "g a n"]]:
         """Attention of the answers' tokens over the visual ones, by group of layers."""
-        reader, groups = self.reader, self.teacher.options.attention_groups
+        reader, groups = self.reader, self.teacher.layer_groups
         for reading in reader.read(batch):
             ids = [said[number].ids for number in reading.questions]
             step = reader.extend(reading, _padded(ids, reader.model.device), attentions=True)
-            maps = layer_groups(step.attentions, reading.visual, groups)
+            maps = grouped_attention(step.attentions, reading.visual, groups)
             for row, one in enumerate(ids):
                 yield maps[row][:, : len(one)]
 
@@ -224,7 +248,11 @@ class VlmTeacher:
         self.model, self.prompts = model.eval(), prompts
         self.options = options or VlmOptions()
         #: Whether questions share one reading of their scene; None until the first was compared.
-        self.shares_scenes: bool | None = None
+        self.shares_scenes: bool | None = None if self.options.share_scene else False
+        #: Layers whose attention is averaged, group by group.
+        self.layer_groups = layer_groups(
+            self.options.attention_layers, model.config.get_text_config().num_hidden_layers
+        )
         self._last: VlmSession | None = None
 
     @classmethod
@@ -232,10 +260,8 @@ class VlmTeacher:
         cls,
         where: Path | str,
         options: VlmOptions | None = None,
-        *,
-        device: torch.device | str | None = None,
     ) -> VlmTeacher:
-        """A folder or hub id of a transformers model or of MobileVLM; on the GPU if there is one.
+        """A folder or hub id of a transformers model or of MobileVLM.
 
         Raises:
             BadInputError: nothing there that can be read, or no image-text-to-text model.
@@ -244,7 +270,7 @@ class VlmTeacher:
         from stillroom.teachers.vlm_load import load_vlm
 
         options = options or VlmOptions()
-        model, prompts = load_vlm(where, options, device=device)
+        model, prompts = load_vlm(where, options)
         return cls(model, prompts, options)
 
     def open(self, scene: Scene) -> VlmSession:

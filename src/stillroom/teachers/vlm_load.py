@@ -14,29 +14,29 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from stillroom.records import BadInputError
+from stillroom.teachers.device import chosen_device
 from stillroom.teachers.llava3d_config import read_json
 from stillroom.teachers.mobilevlm import MobileVLM, MobileVLMPrompts
 from stillroom.teachers.vlm import VlmOptions
+from stillroom.teachers.vlm_files import fetch
 from stillroom.teachers.vlm_processor import PromptMaker, TransformersPrompts, first_line
 
 logger = logging.getLogger(__name__)
 
-#: What a checkpoint page may hold that we read; never code.
-PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.model", "*.jinja", "merges.txt", "vocab.txt")
 # Above this many parameters a model is held as it was stored, below it in float32.
 _LARGE = 1_000_000_000
 # Buffers that old checkpoints carry; they are computed here.
 _DEAD = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")
 
 
-def load_vlm(
-    where: Path | str, options: VlmOptions, *, device: torch.device | str | None = None
-) -> tuple[PreTrainedModel, PromptMaker]:
-    """A model and its prompts from a folder or a hub id; on the GPU if there is one.
+def load_vlm(where: Path | str, options: VlmOptions) -> tuple[PreTrainedModel, PromptMaker]:
+    """A model and its prompts from a folder or a hub id.
 
     Raises:
-        BadInputError: nothing there, a damaged file, keys that do not fit, or another model.
+        BadInputError: nothing there, a damaged file, keys that do not fit, another model, or no
+            such device.
     """
+    device = chosen_device(options.device)
     folder = fetch(where)
     config = read_json(folder / "config.json", "config.json")
     model_type = str(config.get("model_type", ""))
@@ -44,7 +44,7 @@ def load_vlm(
         raise BadInputError(f"{where} is of LLaVA-3D's kind; name it llava3d:{where}")
     kind: Any = MobileVLM if model_type == "mobilevlm" else AutoModelForImageTextToText
     model = read_model(kind, folder, options.dtype)
-    torch.nn.Module.to(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.nn.Module.to(model, device)
     if isinstance(model, MobileVLM):
         return model, MobileVLMPrompts(folder, model, instruction=options.instruction)
     return model, TransformersPrompts(
@@ -99,26 +99,6 @@ def read_model(cls: Any, folder: Path, dtype: str) -> PreTrainedModel:
     if dtype == "auto" and small:
         model = model.float()
     return model.eval()
-
-
-def fetch(where: Path | str) -> Path:
-    """The folder of a checkpoint; a hub id (owner/name) is downloaded, without any code in it.
-
-    Raises:
-        BadInputError: no folder and no hub id, or the hub cannot give it.
-    """
-    folder = Path(where)
-    if folder.is_dir():
-        return folder
-    name = str(where)
-    if isinstance(where, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise BadInputError(f"model not found: {where} is no folder and no hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"cannot fetch {name} from the hub: {first_line(error)}") from None
 
 
 def _ends(model: PreTrainedModel) -> tuple[int, ...]:

@@ -313,11 +313,12 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def layer_groups(
-    attentions: Sequence[Float[Tensor, "b h m l"]], places: Int[Tensor, "n"], groups: int
+def grouped_attention(
+    attentions: Sequence[Float[Tensor, "b h m l"]],
+    places: Int[Tensor, "n"],
+    groups: Sequence[range],
 ) -> Float[np.ndarray, "b g m n"]:
-    """Mean attention on some places over heads and over each of ``groups`` runs of layers."""
-    heads = torch.stack([layer[..., places].float().mean(dim=1) for layer in attentions])
-    parts = np.array_split(np.arange(len(attentions)), min(groups, len(attentions)))
-    grouped = torch.stack([heads[torch.from_numpy(part)].mean(dim=0) for part in parts], dim=1)
-    return grouped.cpu().numpy()
+    """Mean attention on some places over heads and over each group of layers."""
+    heads = [layer[..., places].float().mean(dim=1) for layer in attentions]
+    means = [torch.stack([heads[layer] for layer in group]).mean(dim=0) for group in groups]
+    return torch.stack(means, dim=1).cpu().numpy()
