@@ -170,14 +170,22 @@ def label(
     ``ray`` is the address of a Ray cluster whose actors do it; "local" starts one here.
     With ``geometry="predicted"`` scenes without depth and poses get those of ``encoder``.
     ``scenes_per_part`` scenes become durable at once; by default as many as the teacher gains by.
+
+    Raises:
+        BadInputError: scenes, teacher, options or folder do not go together, or a run was cut
+            short; what is labelled stays.
     """
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 
-    if scenes_per_part is None and registry.kind_of(teacher)[0] in registry.ONE_BY_ONE:
-        scenes_per_part = 1
-
     loader = registry.teacher_loader(teacher, options)
+    kind, _ = registry.kind_of(teacher)
+    if geometry == "predicted" and kind != "llava3d":
+        raise BadInputError(
+            f"the teacher {teacher!r} reads no depth and poses; leave --geometry predicted out"
+        )
+    if scenes_per_part is None and kind in registry.ONE_BY_ONE:
+        scenes_per_part = 1
     description = registry.describe(teacher, options)
     if geometry == "predicted":
         loader = registry.predicting(loader, encoder)

@@ -380,8 +380,8 @@ def label(words: Sequence[str]) -> int:
                 Knows llava3d-7b, the released teacher, too.
             tflops: With --dry-run: TFLOP/s sustained by all devices together.
             json: With --dry-run: print one JSON object.
-            options: How the teacher is loaded and asked. In brackets stand the kinds of teachers that
-                know an option; teacher_mini is of kind llava3d.
+            options: How the teacher is loaded and asked. In brackets stand the kinds of teachers
+                that know an option; teacher_mini is of kind llava3d.
             geometry: What a scene without depth and poses gets: nothing, or an encoder's.
             encoder: The encoder that predicts geometry.
         """

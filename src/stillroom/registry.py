@@ -93,22 +93,22 @@ def teacher(name: str, options: TeacherOptions | None = None) -> Teacher:
         BadInputError: the name is no teacher's, or its kind has not what the options ask for.
     """
     options = options or TeacherOptions()
-    kind, where = kind_of(name)
+    kind, where = _teacher_kind(name)
     if kind == "truth":
         from stillroom.teachers.truth import TruthTeacher
 
         options.only((), of="the teacher 'truth'")
         return TruthTeacher()
-    if kind in LOOKING_TEACHERS:
-        return _looking_teacher(kind, where, options)
-    raise BadInputError(
-        f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE, vlm:WHERE, "
-        "http:ADDRESS#MODEL or truth"
-    )
+    return _looking_teacher(kind, where, options)
 
 
 def teacher_loader(name: str, options: TeacherOptions | None = None) -> Callable[[], Teacher]:
-    """``teacher(name, options)`` as an object that can be sent to another process."""
+    """``teacher(name, options)`` as an object that can be sent to another process.
+
+    Raises:
+        BadInputError: the name is no teacher's.
+    """
+    _teacher_kind(name)
     return partial(teacher, name, options)
 
 
@@ -188,10 +188,11 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
     from stillroom.teachers.llava3d_files import read_config
 
     config, commit = read_config(place)
+    chosen = options.fingerprint()
     return about | {
-        "topk": options.topk or TOPK,
+        "topk": chosen.pop("topk", TOPK),
         "revision": commit or revision,
-        "options": options.fingerprint(),
+        "options": chosen,
         "reads": config.adjusted(options).habits(),
     }
 
@@ -231,6 +232,16 @@ def _revision(folder: Path) -> str:
             while part := source.read(1 << 24):
                 digest.update(part)
     return digest.hexdigest()[:16]
+
+
+def _teacher_kind(name: str) -> tuple[str, str]:
+    kind, where = kind_of(name)
+    if kind not in ("truth", *LOOKING_TEACHERS):
+        raise BadInputError(
+            f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE, vlm:WHERE, "
+            "http:ADDRESS#MODEL or truth"
+        )
+    return kind, where
 
 
 def _looking_teacher(kind: str, where: str, options: TeacherOptions) -> Any:

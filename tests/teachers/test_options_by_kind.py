@@ -120,6 +120,9 @@ def test_what_changes_labels_changes_the_fingerprint_and_nothing_else(llava: Pat
         for option in known:
             other = registry.describe(name, TeacherOptions(**{option: OTHER[option]}))
             assert (other == plain) == (option in silent), (name, option)
+    same = TeacherOptions(topk=32)
+    for name in ("teacher_mini", f"vlm:{llava}"):
+        assert registry.describe(name, same) == registry.describe(name)
 
 
 def test_a_vlm_refuses_what_it_cannot_do(llava: Path) -> None:
@@ -204,6 +207,7 @@ def test_retries_of_an_endpoint_are_a_flag(scenes: Path, tmp_path: Path) -> None
         (ENDPOINT, ("--options.jpeg-quality", "99"), "jpeg_quality must lie in 1..95, got 99"),
         (ENDPOINT, ("--options.timeout-s", "0"), "timeout_s must be positive, got 0"),
         (ENDPOINT, ("--options.retries", "many"), "retries"),
+        ("student_mini", (), "'student_mini' cannot label"),
         ("truth", ("--options.topk", "3"), "the teacher 'truth' has no option topk"),
         ("teacher_mini", ("--options.image-size", "9"), "LLaVA-3D has no option image_size"),
     ],

@@ -111,11 +111,22 @@ def test_labels_with_predicted_geometry_say_so_and_are_another_store(
     scenes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "labels"
-    words = ("label", scenes, "--teacher", "truth", "--signals", "answers", "--out", out)
+    words = ("label", scenes, "--teacher", "teacher_mini", "--signals", "answers", "--out", out)
     assert run(*words, "--geometry", "predicted") == 0
     revision = open_labels(out).settings["teacher"]["predicted_geometry"]
     assert revision == registry.describe("encoder_mini")["revision"]
     assert run(*words) == 2
+
+
+@pytest.mark.parametrize("teacher", ["truth", "http:http://host/v1#m"])
+def test_who_reads_no_geometry_gets_none_predicted(
+    teacher: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "labels"
+    words = ("--teacher", teacher, "--signals", "answers", "--geometry", "predicted")
+    assert run("label", scenes, *words, "--out", out) == 2
+    assert "reads no depth and poses; leave --geometry predicted out" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_vlm_is_told_by_its_weights_and_an_endpoint_by_its_address(

@@ -89,13 +89,13 @@ def status_lines(path: Path) -> list[str]:
     ]
 
 
-def _marks(file: Path) -> list[str]:
-    """Whose geometry stands behind each row of a file; none where it cannot be read."""
+def _marks(file: Path) -> dict[str, int]:
+    """How many rows of a file stand on whose geometry; nothing where it cannot be read."""
     try:
-        marks: list[str] = pq.read_table(file, columns=["geometry"])["geometry"].to_pylist()
+        marks = pq.read_table(file, columns=["geometry"])["geometry"]
     except (pa.ArrowInvalid, OSError):
-        return []  # gone since, as parts go when their shard is whole; verify names damage
-    return marks
+        return {}  # gone since, as parts go when their shard is whole; verify names damage
+    return {one["values"]: one["counts"] for one in marks.value_counts().to_pylist()}
 
 
 def shown_bytes(size: int | float) -> str:

@@ -93,7 +93,7 @@ class TeacherOptions:
     retries: int | None = None
     # [http:] Longest wait that an endpoint may ask for, in seconds; none is 120.
     longest_wait_s: float | None = None
-    # [http:] Requests begun per minute at most; none is no limit.
+    # [http:] Requests that a worker begins per minute at most; none is no limit.
     requests_per_minute: float | None = None
 
     def __post_init__(self) -> None:
