@@ -5,22 +5,20 @@
 Rooms are made, then labelled twice by the same teacher with ``stillroom label``'s own code:
 scene-shared, as it is used, and with ``share_scene`` off, so that each question reads its scene
 anew. Both label the same questions; ``same_labels`` says whether answers agree id by id and kept
-logits within one step of the store's 16 bits. Prints a table for people, then one JSON line with
-``ratio``.
+logits within a step that the store's 16 bits have at the largest of them. Prints a table for
+people, then one JSON line with ``ratio``.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from record import circumstances, write
 
 SEED = 17
 SIGNALS = ("answers", "topk_logits")
@@ -56,7 +54,7 @@ def measure(scenes: Path, teacher: str, *, share: bool, out: Path) -> tuple[floa
 
 def largest_difference(one: Any, other: Any) -> tuple[int, float]:
     """Questions whose answer differs, and the largest difference of a kept logit among the rest,
-    in steps of 16-bit floats.
+    in steps that 16-bit floats have at the largest logit of a position.
 
     Where two of the largest logits are nearly equal their order may differ: values are compared
     rank by rank.
@@ -72,16 +70,9 @@ def largest_difference(one: Any, other: Any) -> tuple[int, float]:
                 differing += 1
                 continue
             gap = np.abs(a.topk_logits.astype(np.float32) - b.topk_logits.astype(np.float32))
-            step = np.spacing(np.maximum(np.abs(a.topk_logits), np.abs(b.topk_logits)))
+            step = np.spacing(np.abs(a.topk_logits).max(axis=-1, keepdims=True))
             worst = max(worst, float((gap / step).max()))
     return differing, worst
-
-
-def versions(names: Sequence[str]) -> dict[str, str]:
-    """Installed versions of what the figures depend on."""
-    from importlib.metadata import version
-
-    return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def main() -> None:
@@ -96,7 +87,6 @@ def main() -> None:
 
     import torch
 
-    from stillroom import __version__
     from stillroom.scenes.make import make_scenes
 
     load_before = os.getloadavg()[0]
@@ -127,17 +117,9 @@ def main() -> None:
         "same_labels": differing == 0 and worst <= 1.0,
         "answers_differing": differing,
         "largest_logit_difference_steps": worst,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_before": round(load_before, 2),
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(["torch", "transformers"]) | {"stillroom": __version__},
     }
-    line = json.dumps(record)
-    print(line)
-    if chosen.out is not None:
-        chosen.out.write_text(line + "\n")
+    write(record | circumstances(["torch", "transformers"], load=load_before), chosen.out)
 
 
 if __name__ == "__main__":

@@ -5,23 +5,24 @@
 Labels the first 50, 200 and 500 of the same made rooms with ``teacher_mini`` and all its default
 signals, each in a process of its own: seconds, processor seconds, bytes, files and the largest
 resident size. A line through the smallest and the middle run (a + b x scenes) foretells the
-largest; files are foretold by the layout. Prints a table for people, then one JSON line; the exit
-code is 1 if a prediction is more than 15 % off or memory grew by more than 10 %.
+largest; files and ledgers are foretold by the layout, since larger stores have larger shards.
+Prints a table for people, then one JSON line; the exit code is 1 if a prediction is more than 15 %
+off or memory grew by more than 10 %.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import resource
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from record import circumstances, write
 
 SEED = 13
 QUESTIONS = 24
@@ -85,9 +86,10 @@ def main() -> int:
     counts = sorted(chosen.scenes)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from stillroom.scenes.make import make_scenes
+    from stillroom.teachers.cost import LEDGER_BYTES
     from stillroom.teachers.label import layout_for
 
-    load = round(os.getloadavg()[0], 2)
+    load = os.getloadavg()[0]
     runs: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as home:
         rooms = chosen.rooms
@@ -99,12 +101,16 @@ def main() -> int:
         for count in counts:
             scenes = take(rooms, count, Path(home) / str(count))
             runs[count] = measure(scenes, Path(home) / f"labels{count}")
-    names = ("seconds", "processor_seconds", "bytes", "ledger_bytes")
+    names = ("seconds", "processor_seconds", "bytes")
     model = {n: line_through(*((c, runs[c][n]) for c in counts[:2])) for n in names}
     largest = counts[-1]
     foretold = {name: a + b * largest for name, (a, b) in model.items()}
     # Manifest and vocabulary, then rows, tensors and ledger of every shard.
-    foretold["files"] = 2 + 3 * layout_for(largest).shards(largest)
+    shards = {count: layout_for(count).shards(count) for count in counts}
+    foretold["files"] = 2 + 3 * shards[largest]
+    # Every scene has its line's share, every shard a frame around it: as the smallest run says.
+    frame = runs[counts[0]]["ledger_bytes"] - LEDGER_BYTES * counts[0]
+    foretold["ledger_bytes"] = LEDGER_BYTES * largest + frame * shards[largest] / shards[counts[0]]
     off = {name: value / runs[largest][name] - 1 for name, value in foretold.items()}
     growth = runs[largest]["peak_mb"] / runs[counts[0]]["peak_mb"]
     columns = ("seconds", "processor_seconds", "bytes", "files", "ledger_bytes", "peak_mb")
@@ -114,23 +120,15 @@ def main() -> int:
     print("foretold" + "".join(f"{foretold.get(name, float('nan')):>20,.1f}" for name in columns))
     print("off     " + "".join(f"{off.get(name, float('nan')):>20.1%}" for name in columns))
     print(f"memory of {largest} scenes over that of {counts[0]}: {growth:.3f}")
-    line = json.dumps(
-        {
-            "benchmark": "label_scale",
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-            "load_before": load,
-            "date": time.strftime("%Y-%m-%d"),
-            "questions_per_scene": QUESTIONS,
-            "runs": runs,
-            "model": {name: {"fixed": a, "per_scene": b} for name, (a, b) in model.items()},
-            "off": off,
-            "memory_growth": growth,
-        }
-    )
-    print(line)
-    if chosen.out is not None:
-        chosen.out.write_text(line + "\n")
+    record = {
+        "benchmark": "label_scale",
+        "questions_per_scene": QUESTIONS,
+        "runs": runs,
+        "model": {name: {"fixed": a, "per_scene": b} for name, (a, b) in model.items()},
+        "off": off,
+        "memory_growth": growth,
+    }
+    write(record | circumstances(["torch", "transformers"], load=load), chosen.out)
     return int(growth > GROWTH or any(abs(value) > TOLERANCE for value in off.values()))
 
 

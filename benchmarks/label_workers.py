@@ -11,14 +11,12 @@ cores as torch threads. Prints a table for people, then one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
-import time
 from pathlib import Path
 
 from label_scale import QUESTIONS, SEED, measure, take
+from record import circumstances, write
 
 #: Scenes of the run that costs hardly more than starting.
 SMALL = 10
@@ -36,15 +34,8 @@ def main() -> None:
     from stillroom.scenes.make import make_scenes
     from stillroom.teachers.label_check import problems
 
-    load = round(os.getloadavg()[0], 2)
-    record: dict[str, object] = {
-        "benchmark": "label_workers",
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load_before": load,
-        "date": time.strftime("%Y-%m-%d"),
-        "scenes": chosen.scenes,
-    }
+    load = os.getloadavg()[0]
+    record: dict[str, object] = {"benchmark": "label_workers", "scenes": chosen.scenes}
     print(f"{'way':<12}{'workers':>8}{'seconds':>10}{'start':>8}{'scenes/s':>10}")
     with tempfile.TemporaryDirectory() as home:
         rooms = Path(home) / "rooms"
@@ -66,10 +57,7 @@ def main() -> None:
                 )
             record[way] = {"scenes_per_second": rates, "two_over_one": rates[2] / rates[1]}
             print(f"{way}: two workers label {rates[2] / rates[1]:.2f} times as much as one")
-    line = json.dumps(record)
-    print(line)
-    if chosen.out is not None:
-        chosen.out.write_text(line + "\n")
+    write(record | circumstances(["torch", "transformers"], load=load), chosen.out)
 
 
 if __name__ == "__main__":
