@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stillroom.distill.pretrain_config import PretrainConfig
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
+    from stillroom.teachers.options import TeacherOptions
     from stillroom.teachers.teach_config import TeachConfig
 
 Progress = Callable[[int, int], None]
@@ -153,40 +154,138 @@ def label(
     *,
     teacher: str,
     out: Path | str,
+    options: TeacherOptions | None = None,
     signals: Sequence[Signal] = ("answers", "topk_logits"),
     workers: int = 1,
+    ray: str | None = None,
+    scenes_per_part: int | None = None,
+    geometry: Literal["given", "predicted"] = "given",
+    encoder: str = "encoder_mini",
     progress: Progress | None = None,
 ) -> int:
-    """Let a teacher answer every question of a store; the number of scenes labelled now."""
+    """Let a teacher answer every question of a store; the number of scenes labelled now.
+
+    ``ray`` is the address of a Ray cluster whose actors do it; "local" starts one here.
+    With ``geometry="predicted"`` scenes without depth and poses get those of ``encoder``.
+    ``scenes_per_part`` scenes become durable at once; by default as many as the teacher gains by.
+
+    Raises:
+        BadInputError: scenes, teacher, options or folder do not go together, or a run was cut
+            short; what is labelled stays.
+    """
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 
+    loader = registry.teacher_loader(teacher, options)
+    kind, _ = registry.kind_of(teacher)
+    if geometry == "predicted" and kind != "llava3d":
+        raise BadInputError(
+            f"the teacher {teacher!r} reads no depth and poses; leave --geometry predicted out"
+        )
+    if scenes_per_part is None and kind in registry.ONE_BY_ONE:
+        scenes_per_part = 1
+    description = registry.describe(teacher, options)
+    if geometry == "predicted":
+        loader = registry.predicting(loader, encoder)
+        description["predicted_geometry"] = registry.describe(encoder)["revision"]
     return label_scenes(
         Path(scenes),
-        registry.teacher_loader(teacher),
+        loader,
         Path(out),
-        teacher=registry.describe(teacher),
+        teacher=description,
         signals=tuple(signals),
+        vocabulary=registry.vocabulary(teacher),
         workers=workers,
+        ray=ray,
+        scenes_per_part=scenes_per_part,
         progress=progress,
     )
 
 
-def look_at_labels(action: Literal["status", "verify"], path: Path | str) -> tuple[bool, list[str]]:
-    """What a label store holds (status), or what is wrong with it (verify)."""
-    from stillroom.teachers.label_store import open_labels, problems
+def label_cost(
+    scenes: Path | str,
+    *,
+    teacher: str,
+    options: TeacherOptions | None = None,
+    signals: Sequence[Signal] = ("answers", "topk_logits"),
+    tflops: float = 100.0,
+) -> tuple[dict[str, Any], list[str]]:
+    """What labelling would cost, from the teacher's config alone: figures, and lines to print.
 
-    if action == "verify" and (found := problems(Path(path))):
+    Besides the teachers that exist, "llava3d-7b" is the released one at full size. ``tflops`` are
+    sustained TFLOP/s of all devices together.
+    """
+    from dataclasses import asdict
+
+    from stillroom import registry
+    from stillroom.teachers.dry_run import dry_run
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+    from stillroom.teachers.options import TOPK, TeacherOptions
+
+    folder, options = None, options or TeacherOptions()
+    if teacher == "llava3d-7b":
+        config = LLaVA3DConfig()
+    else:
+        kind, where = registry.kind_of(teacher)
+        place = registry.locate(where) if kind == "llava3d" else None
+        if not isinstance(place, Path):
+            raise BadInputError(
+                f"--dry-run cannot read the sizes of {teacher!r}; name teacher_mini, llava3d-7b or "
+                "llava3d:FOLDER with a config.json in it"
+            )
+        folder, config = place, LLaVA3DConfig.read(place)
+    found, lines = dry_run(
+        Path(scenes),
+        config.adjusted(options),
+        folder=folder,
+        signals=signals,
+        topk=options.topk or TOPK,
+        tflops=tflops,
+    )
+    figures = asdict(found) | {
+        "flop": found.flop,
+        "bytes": found.bytes,
+        "hours": found.hours(tflops),
+        "tflops": tflops,
+    }
+    return figures, lines
+
+
+def look_at_labels(
+    action: Literal["status", "verify"], path: Path | str, *, scenes: Sequence[Path | str] = ()
+) -> tuple[bool, list[str]]:
+    """What a label store holds (status), or what is wrong with it (verify).
+
+    ``scenes`` are the stores that were labelled; verify then also says what changed in them.
+    """
+    from stillroom.teachers import label_check
+
+    if action == "status":
+        return True, label_check.status_lines(Path(path))
+    if found := label_check.problems(Path(path), scenes=[Path(one) for one in scenes]):
         return False, found
-    store = open_labels(path)
-    if action == "verify":
-        return True, [f"{path}: {len(store)} rows, every byte as written"]
-    teacher = store.settings["teacher"]
-    return True, [
-        f"{path}: {len(store)} rows on {len(store.scene_ids())} scenes",
-        f"teacher {teacher['name']}, revision {teacher.get('revision', '-')}",
-        f"signals {', '.join(store.settings['signals'])}",
-    ]
+    return True, [f"{path}: {label_check.status(Path(path))['rows']} rows, every byte as written"]
+
+
+def merge_labels(paths: Sequence[Path | str], *, out: Path | str) -> int:
+    """Join label stores of one fingerprint in a new folder; its number of rows."""
+    from stillroom.teachers.label_merge import merge
+
+    return merge([Path(path) for path in paths], Path(out))
+
+
+def export_labels(path: Path | str, *, out: Path | str, student: Path | str | None = None) -> int:
+    """Write labels as ``target_logprobs``, ``target_token_ids``, ``target_mask``; rows written.
+
+    With a ``student`` its vocabulary must be the teacher's, and rows are tokenised as well.
+    """
+    from stillroom import registry
+    from stillroom.teachers.label_export import export
+
+    place = None if student is None else registry.locate(str(student))
+    if place is not None and not isinstance(place, Path):
+        raise BadInputError(f"--student must be a folder or a shipped name, got {student!r}")
+    return export(Path(path), Path(out), student=place)
 
 
 def distill(
@@ -273,7 +372,7 @@ def evaluate(
     # Beside a model that looks stand what it must beat; a baseline stands alone.
     beside: list[str] = []
     kind, _ = registry.kind_of(model)
-    if kind in ("student", "llava3d"):
+    if kind in ("student", *registry.LOOKING_TEACHERS):
         beside.append("truth")
         if split == "all" or store.scene_ids("train"):  # else there is nothing to fit them on
             beside += ["majority", "blind"]

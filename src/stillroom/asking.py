@@ -42,19 +42,17 @@ def reply(
     from stillroom import registry
 
     kind, where = registry.kind_of(model)
-    if kind not in ("student", "llava3d"):
+    if kind not in ("student", *registry.LOOKING_TEACHERS):
         raise BadInputError(f"{model!r} does not look at photos; ask a student or a teacher")
     # What is cheap to refuse comes before a model is loaded.
     wanted = asked(scene.scene_id, question)
-    if kind == "llava3d":
+    if kind != "student":
         if boxes or depth:
             raise BadInputError(
                 f"{model!r} is a teacher and gives no boxes or depth; ask a student for them"
             )
-        from stillroom.teachers.llava3d import LLaVA3DTeacher
-
-        teacher = LLaVA3DTeacher.from_folder(registry.locate(where)).open(scene)
-        return Reply(question=question, answer=str(teacher.answer([wanted])[0].text))
+        teacher: Any = registry.teacher(model)
+        return Reply(question=question, answer=str(teacher.open(scene).answer([wanted])[0].text))
     from stillroom.students.session import StudentAnswerer
 
     answerer = StudentAnswerer.from_folder(registry.locate(where))

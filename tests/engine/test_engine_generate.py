@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from stillroom.engine.generate import _Row, greedy, greedy_scenes
+from stillroom.engine.generate import PIECE_TOKENS, _pieces, _Row, greedy, greedy_scenes
 from stillroom.engine.mask import Kind, Visibility, attention_mask
 from stillroom.engine.packing import Packed, pack_questions, stack_rows
 from stillroom.engine.prefix import decoder_states, prefill
@@ -99,6 +99,21 @@ def test_with_and_without_cache_one_by_one_and_together_say_the_same(
     assert together == alone == by_twos
     assert together == [plain_greedy(lm, v, q, visibility, 7) for q in QUESTIONS]
     assert len({tuple(ids) for ids in together}) > 1  # else the test could not fail
+
+
+@pytest.mark.parametrize("visibility", ["prefix", "causal"])
+def test_more_questions_than_are_read_at_once_say_the_same(
+    lm: PreTrainedModel, visibility: Visibility
+) -> None:
+    rng = np.random.default_rng(0)
+    questions = [rng.integers(3, 40, length).tolist() for length in (130, 130, 3, 300, 40, 40, 7)]
+    prompts = prompts_of(lm, questions)
+    assert [len(part) for part in _pieces(prompts, PIECE_TOKENS)] == [1, 2, 1, 3]
+    v = vision()
+    prefix = prefill(lm, v, visibility=visibility)
+    said = greedy(lm, prefix, prompts, visibility=visibility, max_new_tokens=4, eos_id=-1)
+    expected = [plain_greedy(lm, v, question, visibility, 4) for question in questions]
+    assert [answer.ids for answer in said] == expected
 
 
 def test_an_ended_question_stops_and_the_others_go_on(lm: PreTrainedModel) -> None:
@@ -355,3 +370,30 @@ def test_an_answer_is_one_of_its_choices_and_the_likeliest_by_token(lm: PreTrain
     np.testing.assert_array_equal(bound[2].topk_ids[0], free[2].topk_ids[0])
     logit = dict(zip(bound[2].topk_ids[0].tolist(), bound[2].topk_logits[0], strict=True))
     assert bound[2].ids[0] == max((30, 31), key=lambda token: logit[token])
+
+
+def test_the_log_probability_is_that_of_all_said_over_all_words(lm: PreTrainedModel) -> None:
+    prefix = prefill(lm, vision(), visibility="prefix")
+    prompts = prompts_of(lm, QUESTIONS)
+    # What is allowed is mostly not what the model would say.
+    choices = [[[20, 21, EOS], [25, EOS]], (), [[30, EOS], [31, EOS]], ()]
+    said = greedy(
+        lm,
+        prefix,
+        prompts,
+        visibility="prefix",
+        max_new_tokens=4,
+        eos_id=EOS,
+        topk=40,
+        choices=choices,
+    )
+    for answer in said:
+        # The whole vocabulary is kept, so that every said token is among the kept ones.
+        kept = [
+            float(logits[ids == token][0] - total)
+            for token, ids, logits, total in zip(
+                answer.ids, answer.topk_ids, answer.topk_logits, answer.logsumexp, strict=True
+            )
+        ]
+        assert answer.logprob == pytest.approx(sum(kept), abs=1e-4)
+    assert said[0].logprob < said[0].topk_logits[:, 0].sum() - said[0].logsumexp.sum()

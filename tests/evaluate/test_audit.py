@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,14 @@ def ask(scene: str, number: int, rng: np.random.Generator, *, told: bool) -> Que
     )
 
 
-def world(path: Path, *, told: bool, scenes: int = 100, each: int = 16) -> Path:
+def world(
+    path: Path,
+    *,
+    told: bool,
+    scenes: int = 100,
+    each: int = 16,
+    more: Sequence[Question] = (),
+) -> Path:
     rng = np.random.default_rng(0)
     made, asked = [], []
     for number in range(scenes):
@@ -43,6 +51,9 @@ def world(path: Path, *, told: bool, scenes: int = 100, each: int = 16) -> Path:
         view = View(name="view0", rgb=np.full((8, 8, 3), number, np.uint8))
         made.append(Scene(scene_id=scene_id, source="test", split="train", views=(view,)))
         asked += [ask(scene_id, k, rng, told=told) for k in range(each)]
+        asked += [
+            replace(q, scene_id=scene_id, question_id=f"{scene_id}-{q.question_id}") for q in more
+        ]
     write_shard(path, 0, made, asked)
     write_manifest(path, {"made": "by a test"})
     return path
@@ -67,6 +78,23 @@ def test_a_world_that_kinds_give_away_fails_and_says_by_whom(tmp_path: Path) -> 
     assert row["frequency"]["score"] < 0.65
     assert "chance is 50.0 %" in report["faults"][0]
     assert any(line.startswith("FAULT size") for line in lines(report))
+
+
+def test_two_of_a_kind_cannot_be_lopsided(tmp_path: Path) -> None:
+    chairs = Question(
+        scene_id="",
+        question_id="chairs",
+        split="train",
+        family="size",
+        question="Which is bigger, the red chair or the blue chair?",
+        answer="red chair",
+        options=("red chair", "blue chair"),
+        margin=1.5,
+    )
+    (row,) = audit(world(tmp_path / "twins", told=False, more=[chairs]))["families"]
+    assert row["n"] == 1700
+    assert row["lopsided"]
+    assert "chair/chair" not in row["lopsided"]
 
 
 def test_the_command_fails_on_such_a_world(

@@ -94,9 +94,10 @@ def _item(
     ids = tokenizer.encode_answer(label.answer)
     if label.answer_ids is not None:
         ids = [int(i) for i in label.answer_ids]
-        if max(ids, default=0) >= tokenizer.vocab_size:
+        largest = max([*ids, 0 if label.topk_ids is None else int(label.topk_ids.max())])
+        if largest >= tokenizer.vocab_size:
             raise BadInputError(
-                f"the labels hold token {max(ids)}, the student's tokenizer has "
+                f"the labels hold token {largest}, the student's tokenizer has "
                 f"{tokenizer.vocab_size}: they come from a teacher with another tokenizer"
             )
     return Item(

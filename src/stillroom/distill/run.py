@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import nn
+from transformers import PretrainedConfig
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
@@ -32,13 +33,15 @@ from stillroom.distill.targets import (
     find_teacher,
 )
 from stillroom.distill.weighting import make_weighting
-from stillroom.records import BadInputError, Scene, content_hash
+from stillroom.records import BadInputError, Scene, TeacherLabel, content_hash
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.teachers.sampling import AnswerScores
+from stillroom.text.tokenizer import Tokenizer
+from stillroom.text.vocabulary import compare
 from stillroom.training.distributed import Processes, join
 from stillroom.training.handed import count_steps
 from stillroom.training.loop import train
@@ -152,6 +155,7 @@ def _prepare(
     student, processor = build_student(
         config, encoder, language_model, tokenizer, feature_width=width
     )
+    by_text = must_read_text(processor.tokenizer, student.config.get_text_config(), taught, config)
     revision = _digest(student.encoder)
     settings = {
         "verb": "distill",
@@ -187,7 +191,7 @@ def _prepare(
         own_depth=own_depth,
     )
     training, held_out = (
-        _batches(config, features, targets, store, taught, ids[name], processor)
+        _batches(config, features, targets, store, taught, ids[name], processor, by_text=by_text)
         for name in ("train", "val")
     )
     if processes.main and run.finished is None:
@@ -216,6 +220,36 @@ def save_student(student: StillroomStudent, processor: StillroomProcessor, folde
     rounded.tie_weights()
     rounded.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def must_read_text(
+    tokenizer: Tokenizer, language: PretrainedConfig, labels: LabelStore, config: DistillConfig
+) -> bool:
+    """Whether the student must learn from the text of the answers, for its ids mean other things.
+
+    Raises:
+        BadInputError: the recipe asks for the teacher's logits, which then mean nothing to it.
+    """
+    known = labels.vocabulary
+    if known is None:
+        fits, reason = False, "the store does not say what its teacher's ids mean"
+    else:
+        rows = getattr(language, "vocab_size", None)
+        found = compare(tokenizer.vocabulary(rows=rows), known)
+        fits = found.logits_fit
+        reason = f"the vocabularies are {found.match.value} ({found.reason})"
+    wanted = "topk_logits" in labels.settings["signals"] and config.losses.kl_alpha > 0
+    if wanted and not fits:
+        raise BadInputError(
+            f"the logits of {labels.path} cannot teach this student: {reason}; to train on the "
+            "text of the answers alone, say so with --losses.kl-alpha 0"
+        )
+    return not fits
+
+
+def text_alone(label: TeacherLabel) -> TeacherLabel:
+    """A label without ids and logits of the teacher's vocabulary."""
+    return TeacherLabel(scene_id=label.scene_id, question_id=label.question_id, answer=label.answer)
 
 
 def _labelled(store: SceneStore, labels: LabelStore, split: str) -> list[str]:
@@ -248,10 +282,14 @@ def _batches(
     labels: LabelStore,
     scene_ids: Sequence[str],
     processor: StillroomProcessor,
+    *,
+    by_text: bool,
 ) -> Batches:
     questions = {scene_id: store.questions(scene_id) for scene_id in scene_ids}
     prompts = {q.question_id: q.prompt for asked in questions.values() for q in asked}
     said = {scene_id: labels.labels(scene_id) for scene_id in scene_ids}
+    if by_text:
+        said = {key: [text_alone(label) for label in one] for key, one in said.items()}
     tokenizer = processor.tokenizer
     items = items_by_scene(questions, said, prompts, tokenizer)
     return Batches(config, features, items, prompts=prompts, tokenizer=tokenizer, targets=targets)

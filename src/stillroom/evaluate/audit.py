@@ -170,10 +170,10 @@ def _lopsided(asked: Sequence[Question]) -> str:
         right = right_option(question)
         if right is None:
             return ""
-        kinds = tuple(sorted(kinds_named(question.question)))
-        option = question.options[right]
-        said = kinds_named(option)
-        counts[kinds][said[-1] if said else option.partition(". ")[2] or option] += 1
+        said = [_kind_said(option) for option in question.options]
+        if len(set(said)) < len(said):
+            continue  # two bins: their kinds cannot tell them apart
+        counts[tuple(sorted(kinds_named(question.question)))][said[right]] += 1
     often = {kinds: count for kinds, count in counts.items() if count.total() >= OFTEN}
     if not often:
         return ""
@@ -181,6 +181,12 @@ def _lopsided(asked: Sequence[Question]) -> str:
     worst = max(share, key=lambda kinds: share[kinds])
     answer = often[worst].most_common(1)[0][0]
     return f"{'/'.join(worst)}: {answer} {100 * share[worst]:.0f} % of {often[worst].total()}"
+
+
+def _kind_said(option: str) -> str:
+    """The kind an option names; of an option that names none, its words without the letter."""
+    named = kinds_named(option)
+    return named[-1] if named else option.partition(". ")[2] or option
 
 
 def _shown(store: SceneStore) -> dict[str, Any]:

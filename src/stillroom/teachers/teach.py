@@ -26,9 +26,9 @@ from stillroom.engine.prefix import PackedStates, read_packed
 from stillroom.records import BadInputError, content_hash
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
-from stillroom.teachers.llava3d import LLaVA3D
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.teachers.llava3d_load import load_llava3d, save_llava3d
+from stillroom.teachers.llava3d_model import LLaVA3D
 from stillroom.teachers.measures import MEASURES, measure_error
 from stillroom.teachers.sampling import AnswerScores
 from stillroom.teachers.teach_config import TeachConfig

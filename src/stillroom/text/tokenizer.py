@@ -20,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from stillroom.records import BadInputError
 from stillroom.text.answers import spoken
+from stillroom.text.vocabulary import Vocabulary
 
 VOCAB_SIZE = 1024
 
@@ -94,6 +95,10 @@ class Tokenizer:
         if self.eos_id in kept:
             kept = kept[: kept.index(self.eos_id)]
         return str(self._bpe.decode(kept, skip_special_tokens=True)).strip()
+
+    def vocabulary(self, *, rows: int | None = None) -> Vocabulary:
+        """Which token stands behind which id; ``rows`` is how many logits the model has."""
+        return Vocabulary.of(self._bpe.get_vocab(with_added_tokens=True), rows=rows)
 
     def token_id(self, token: str) -> int:
         """Id of one token by its name. Raises KeyError if there is none."""
