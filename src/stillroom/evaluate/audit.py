@@ -24,6 +24,7 @@ from stillroom.evaluate.baselines import (
     right_option,
 )
 from stillroom.evaluate.intervals import Estimate, Resampler
+from stillroom.evaluate.margins import margin_thirds
 from stillroom.evaluate.tasks import kind_of, score
 from stillroom.records import BadInputError, Question
 from stillroom.scenes.facts import MIN_SHARE, MIN_VIEWS, pixel_shares
@@ -144,10 +145,7 @@ def _family(
             f"the guesser of {best} has {100 * found[best].score:.1f} %, chance is "
             f"{100 * chance:.1f} %"
         )
-    margins = np.array([q.margin for q in asked if q.margin is not None])
-    thirds = np.array_split(np.argsort(margins, kind="stable"), 3)
-    rated = len(margins) == len(asked) >= len(thirds)
-    by_margin = [float(scores["words"][where[part]].mean()) for part in thirds] if rated else []
+    by_margin = [float(scores["words"][where[third]].mean()) for third in margin_thirds(asked)]
     return {
         "family": name,
         "n": len(asked),
