@@ -135,18 +135,37 @@ def pretrain_encoder(
     config: PretrainConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
 ) -> str:
     """Pretrain a miniature encoder; a sentence on how it went."""
+    from stillroom import registry
     from stillroom.distill import pretrain
 
-    return pretrain.pretrain_encoder(config, scenes=Path(scenes), out=Path(out), progress=progress)
+    return pretrain.pretrain_encoder(
+        config,
+        scenes=Path(scenes),
+        out=Path(out),
+        start_from=registry.locate(config.start_from) if config.start_from else "",
+        progress=progress,
+    )
 
 
 def teach(
     config: TeachConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
 ) -> str:
     """Train a miniature teacher from truth; a sentence on how it went."""
+    from stillroom import registry
     from stillroom.teachers import teach as teaching
 
-    return teaching.teach(config, scenes=Path(scenes), out=Path(out), progress=progress)
+    start_from: Path | str = ""
+    if config.start_from:
+        kind, where = registry.kind_of(config.start_from)
+        if kind != "llava3d":
+            raise BadInputError(
+                f"{config.start_from!r} is no teacher to start from: name teacher_mini or "
+                "llava3d:WHERE"
+            )
+        start_from = registry.locate(where)
+    return teaching.teach(
+        config, scenes=Path(scenes), out=Path(out), start_from=start_from, progress=progress
+    )
 
 
 def label(
@@ -173,6 +192,8 @@ def label(
         BadInputError: scenes, teacher, options or folder do not go together, or a run was cut
             short; what is labelled stays.
     """
+    if workers < 1:
+        raise BadInputError(f"--workers must be at least 1, got {workers}")
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 

@@ -76,29 +76,44 @@ def open_run(out: Path, *, config: TrainConfig, settings: Mapping[str, Any]) -> 
     """The folder of this run: new, or of equal settings and then gone on with.
 
     ``settings`` is JSON-able and names all else that shapes the run: recipe, data, labels.
-    Callers with costly preparations open the run first; ``train`` opening it again is harmless.
+    Callers with preparations that can fail call ``refuse_other_run`` first and leave opening to
+    ``train``, so that a run that never began takes no folder.
 
     Raises:
         BadInputError: ``out`` holds something else; nothing was touched.
     """
-    record = json.loads(
-        _as_text({"version": VERSION, "train": asdict(config), "settings": dict(settings)})
-    )
+    refuse_other_run(out, config=config, settings=settings)
+    path = out / "settings.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, _as_text(_record(config, settings)))
+    return RunFolder(path=out, finished=_read_result(out))
+
+
+def refuse_other_run(out: Path, *, config: TrainConfig, settings: Mapping[str, Any]) -> None:
+    """Nothing where ``open_run`` would open the folder; touches no file.
+
+    Raises:
+        BadInputError: ``out`` holds something else.
+    """
     path = out / "settings.json"
     if out.exists() and not out.is_dir():
         raise BadInputError(f"{out} is a file, a folder is needed. Choose another --out.")
     if path.exists():
-        difference = _first_difference(_of_today(_read_json(path, out)), record)
+        ours = _of_today(_read_json(path, out))
+        difference = _first_difference(ours, _record(config, settings))
         if difference:
             raise BadInputError(
                 f"{out} holds a run with other settings ({difference}). Choose another --out."
             )
     elif out.exists() and any(not file.name.endswith(".partial") for file in out.iterdir()):
         raise BadInputError(f"{out} is not empty and holds no run. Choose another --out.")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, _as_text(record))
-    return RunFolder(path=out, finished=_read_result(out))
+
+
+def _record(config: TrainConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``settings.json`` holds, as it is read back."""
+    record = {"version": VERSION, "train": asdict(config), "settings": dict(settings)}
+    return dict(json.loads(_as_text(record)))
 
 
 def read_result(out: Path) -> TrainResult:
