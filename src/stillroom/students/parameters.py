@@ -9,7 +9,7 @@ from stillroom.students.config import StillroomConfig
 from stillroom.students.model import StillroomStudent
 
 #: Heads that only some students have.
-OPTIONAL = ("detector", "relations", "feature_projector")
+OPTIONAL = ("measures", "detector", "relations", "feature_projector")
 
 
 def parameter_table(config: StillroomConfig) -> dict[str, int]:
