@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from dataclasses import replace
@@ -16,7 +17,13 @@ from test_distill_run import world as world  # the same scenes, labels and encod
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LoraConfig, LossConfig, StudentSizes
+from stillroom.distill.config import (
+    DistillConfig,
+    LoraConfig,
+    LossConfig,
+    SlotConfig,
+    StudentSizes,
+)
 from stillroom.distill.features import cache_features
 from stillroom.distill.lacking import scenes_without
 from stillroom.distill.reach import parts_reached, require_reach, term_reach
@@ -39,10 +46,13 @@ from stillroom.students.detector import oriented_box
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label_store import LabelStore, open_labels
+from stillroom.teachers.measures import MEASURES
 from stillroom.testing import tiny_scene
 from stillroom.training.runlog import read_log
 
-EVERY = LossConfig(detection=True, detection_iou=0.5, spatial=True, multi_view=True, feature=True)
+EVERY = LossConfig(
+    measures=True, detection=True, detection_iou=0.5, spatial=True, multi_view=True, feature=True
+)
 SIZES = StudentSizes(
     hidden_size=16,
     layers=1,
@@ -57,6 +67,7 @@ SIZES = StudentSizes(
 ALL = replace(TINY, losses=EVERY, student=SIZES)
 PARTS = {
     *("text", "depth_ce", "depth_reg", "depth_kl", "naming", "grounding"),
+    *("apart", "measure"),
     *("detection_class", "detection_box", "detection_iou"),
     *("spatial_feature", "spatial_views", "spatial_relation", "multi_view", "feature"),
 }
@@ -242,6 +253,44 @@ def test_all_terms_off_but_one_give_the_same_value_of_that_one(world: Path, tmp_
                 torch.testing.assert_close(value, every[name], msg=name)
 
 
+# Numbers behind answers. -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("taught")
+@pytest.mark.parametrize("position", ["before", "after"])
+def test_numbers_stand_where_answers_begin_and_distances_at_names(
+    world: Path, tmp_path: Path, position: Any
+) -> None:
+    config = replace(ALL, slots=SlotConfig(count=2, position=position))
+    _, batches = batches_of(world, tmp_path, config)
+    batch = batches.sample([0, 1])
+    text = batch.packed.ids[:, batch.packed.prefix_length :]
+    row, place = batch.measure_at.T
+    assert (text[row, place] == batches.start_id).all()
+    assert len(place) == len(set(map(tuple, batch.measure_at.tolist()))) == 8
+    families = [MEASURES[kind][0] for kind in batch.measure_kind.tolist()]
+    assert sorted(families) == sorted(("proximity", "contact", "size", "orientation") * 2)
+    gaps = batch.measure[batch.measure_kind == MEASURES.index(("contact", "m"))]
+    np.testing.assert_allclose(gaps[:, 0], 0.6, atol=1e-6)
+    # The red table is named first: nothing came before it, and the chair lies off it.
+    table = batches.features.objects[batches.rows[0]]
+    off = math.log(np.linalg.norm(table[1, 2:5] - table[2, 2:5]))
+    known = batch.mention_apart[batch.mention_at[:, 0] == 0]
+    firsts = known[~known[:, 0].isnan(), 0].numpy()
+    assert len(firsts)
+    assert np.isclose(firsts, off, atol=1e-5).any()
+
+
+@pytest.mark.usefixtures("taught")
+def test_a_run_learns_the_numbers(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "run", replace(TINY, losses=LossConfig(measures=True)))
+    rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
+    assert {"apart", "measure"} <= set(rows[0]["terms"])
+    assert rows[-1]["terms"]["measure"] < rows[0]["terms"]["measure"]
+    config = json.loads((tmp_path / "run" / "student" / "config.json").read_text())
+    assert config["measures"] == len(MEASURES)
+
+
 # Reach. -----------------------------------------------------------------------------------------
 
 CONNECTOR, LM, SLOTS = "connector", "language_model", "slots"
@@ -251,7 +300,7 @@ REACH = {
     **dict.fromkeys(("depth_ce", "depth_reg", "depth_kl"), (CONNECTOR,)),
     # Words are the language model's own embeddings; a name stands behind the slots.
     "naming": (CONNECTOR, LM),
-    "grounding": (CONNECTOR, SLOTS, LM),
+    **dict.fromkeys(("grounding", "apart", "measure"), (CONNECTOR, SLOTS, LM)),
     **dict.fromkeys(("detection_class", "detection_box", "detection_iou"), (CONNECTOR,)),
     **dict.fromkeys(("spatial_feature", "spatial_views", "spatial_relation"), (CONNECTOR,)),
     "multi_view": (CONNECTOR,),
@@ -308,7 +357,7 @@ def test_each_term_of_each_recipe_reaches_the_answer(
 
 
 def switched_on() -> dict[str, Any]:
-    switches = ("detection", "spatial", "multi_view", "feature")
+    switches = ("measures", "detection", "spatial", "multi_view", "feature")
     return {**dict.fromkeys(switches, True), "detection_iou": 0.5}
 
 
@@ -464,7 +513,7 @@ def test_a_student_to_go_on_from_gets_the_heads_it_lacks(world: Path, tmp_path: 
     before, after = plain.state_dict(), grown.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     new = {name.split(".")[0] for name in after.keys() - before.keys()}
-    assert new == {"detector", "relations", "feature_projector"}
+    assert new == {"measures", "detector", "relations", "feature_projector"}
     assert grown.config.detection_width == 32
     grown.save_pretrained(tmp_path / "grown")
     (tmp_path / "grown" / "processor_config.json").write_bytes(

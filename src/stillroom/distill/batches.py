@@ -20,6 +20,7 @@ from stillroom.engine.packing import Packed, pack_questions, question_places, st
 from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
 from stillroom.scenes.pixels import object_names
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
+from stillroom.teachers.measures import apart, measured
 from stillroom.teachers.sampling import choose_questions
 from stillroom.text.mentions import mentions, word_tokens
 from stillroom.text.tokenizer import Tokenizer
@@ -40,6 +41,12 @@ class Batch:
     # Names in questions: row, place behind V, and the box meant: centre in view0 [m], log size.
     mention_at: Int[Tensor, "n 2"]
     mention_box: Float[Tensor, "n 6"]
+    # At each of these names: log metres to the first and second thing named; NaN where none.
+    mention_apart: Float[Tensor, "n 2"]
+    # Answers that a number decides: row, place behind V of <bos>, kind of number, its two values.
+    measure_at: Int[Tensor, "m 2"]
+    measure_kind: Int[Tensor, "m"]
+    measure: Float[Tensor, "m 2"]
     # The teacher's logits at every answer token; None where it gave none.
     topk_ids: Int[Tensor, "a k"] | None
     topk_logits: Float[Tensor, "a k"] | None
@@ -179,14 +186,22 @@ class Batches:
         packed = stack_rows(
             [pack_questions(row, prefix_length=prefix, **layout) for row in pairs], multiple_of=32
         )
-        at, boxes = [], []
+        at, boxes, away = [], [], []
+        begins, kinds, numbers = [], [], []
         for number, (row, asked) in enumerate(zip(rows, items, strict=True)):
             if not self.config.vision:
                 break
             for start, item in zip(question_places(pairs[number], **layout), asked, strict=True):
-                for place, thing in self.mentions[item.question.question_id]:
-                    at.append((number, start + place))
-                    boxes.append(self.features.objects[row, thing, 2:8])
+                table = self.features.objects[row]
+                said = self.mentions[item.question.question_id]
+                things = [thing for _, thing in said]
+                at += [(number, start + place) for place, _ in said]
+                boxes += [table[thing, 2:8] for thing in things]
+                away += apart(table, things)
+                if (decides := measured(item.question)) is not None:
+                    begins.append((number, start + self._steps_to_answer(item)))
+                    kinds.append(decides[0])
+                    numbers.append(decides[1])
         # Where nothing is known of a scene, no cell is nameless either: nothing is labelled.
         known = self.features.objects[rows][:, :, 0].any(axis=1) & self.config.vision
         cells = self.features.cells[rows].astype(np.int64).reshape(len(rows), -1)
@@ -204,12 +219,21 @@ class Batches:
             name_words=self.words,
             mention_at=torch.tensor(at, dtype=torch.long).reshape(-1, 2),
             mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
+            mention_apart=torch.tensor(away, dtype=torch.float32).reshape(-1, 2),
+            measure_at=torch.tensor(begins, dtype=torch.long).reshape(-1, 2),
+            measure_kind=torch.tensor(kinds, dtype=torch.long),
+            measure=torch.tensor(numbers, dtype=torch.float32).reshape(-1, 2),
             scene=self.scene(rows),
             photos=None
             if self.features.photos is None
             else torch.from_numpy(np.asarray(self.features.photos[rows])),
             **_logits([item.label for row in items for item in row]),
         )
+
+    def _steps_to_answer(self, item: Item) -> int:
+        """From a question's first token to the ``<bos>`` that its answer is said from."""
+        slots = self.config.slots
+        return len(item.question_ids) + (slots.used if slots.position == "after" else 0)
 
     def scene(self, rows: Sequence[int]) -> SceneLabels | None:
         """What the scenes themselves teach, whatever is asked; None for a blind student."""

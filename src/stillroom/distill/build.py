@@ -20,6 +20,7 @@ from stillroom.students.encoders.vggt import VGGTConfig
 from stillroom.students.encoders.vggt_load import encoder_config, load_vggt
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
+from stillroom.teachers.measures import MEASURES
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer, open_tokenizer
 
 #: All a student keeps of an encoder's heads: it reads patch tokens and its own depth.
@@ -75,6 +76,8 @@ def student_config(
         pad_token_id=words.pad_id,
         bos_token_id=words.bos_id,
         eos_token_id=words.eos_id,
+        mention_level=size.mention_level,
+        measure_level=size.measure_level,
         **_heads(config, feature_width),
     )
 
@@ -82,6 +85,8 @@ def student_config(
 def _heads(config: DistillConfig, feature_width: int) -> dict[str, Any]:
     """Settings of the heads that the losses ask for; one that nothing trains is not made."""
     size, losses, found = config.student, config.losses, dict[str, Any]()
+    if losses.measures:
+        found["measures"] = len(MEASURES)
     if losses.detection:
         found |= {
             "detection_queries": size.detection_queries,
@@ -328,7 +333,7 @@ def _with_heads(student: StillroomStudent, heads: dict[str, Any], seed: int) -> 
             f"--student.detection-queries {mine.detection_queries}"
         )
     wanted = copy.deepcopy(mine)
-    for switch in ("detection_queries", "relation_width", "feature_width"):
+    for switch in ("measures", "detection_queries", "relation_width", "feature_width"):
         if heads.get(switch) and not getattr(mine, switch):
             kind = switch.split("_")[0]
             for name in (name for name in heads if name.startswith(kind)):

@@ -49,6 +49,10 @@ class StudentSizes:
     # Width of the teacher's features, where losses.spatial or losses.feature ask for them; 0 takes
     # what the labels have.
     feature_width: int = 0
+    # Layers below the heads at the names of a question, and below the one where an answer begins;
+    # none is all but the last, and all of them. Layers above can reason with what was found.
+    mention_level: int | None = None
+    measure_level: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a sentence."""
@@ -97,6 +101,9 @@ class LossConfig:
     # Two terms where a scene knows its objects: naming (what each vision token shows) and grounding
     # (the box of each thing that a question names).
     grounding: bool = True
+    # Two terms where a made question knows the numbers behind its answer: apart (how far the things
+    # it names are from each other) and measure (the number that decides), see docs/losses.md.
+    measures: bool = False
     # Detection: the things of a scene as a set of boxes, guessed from the connector's tokens.
     detection: bool = False
     # Share of the generalised IoU of the boxes beside class and box; 0 leaves it out.
@@ -150,8 +157,10 @@ class LossConfig:
         depth = ("depth_ce", "depth_reg", "depth_kl") if self.depth else ()
         own = ("depth_map",) if self.depth_head else ()
         grounding = ("naming", "grounding") if self.grounding else ()
+        measures = ("apart", "measure") if self.measures else ()
         others = ("detection", "spatial", "multi_view", "feature")
-        return ("text", *depth, *own, *grounding, *(name for name in others if getattr(self, name)))
+        asked = (name for name in others if getattr(self, name))
+        return ("text", *depth, *own, *grounding, *measures, *asked)
 
     @property
     def parts(self) -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ from stillroom.distill.batches import Batches
 from stillroom.distill.config import LossConfig
 from stillroom.distill.scene_labels import label_counts
 from stillroom.distill.step import DEPTH_TERMS
+from stillroom.teachers.measures import measured
 from stillroom.training.runlog import read_log
 
 
@@ -52,5 +53,7 @@ def _counts(batches: Batches, number: int) -> dict[str, float]:
         ),
         "naming": float(sees and features.objects[row][:, 0].any()),
         "grounding": float(sees and named),
+        "apart": float(sees and named),
+        "measure": float(sees and any(measured(item.question) for item in asked)),
         **({} if scene is None else label_counts(scene)),
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 from stillroom.distill.detection import box_l1, focal, giou_error
 from stillroom.engine.naming import box_error, naming_error
 from stillroom.engine.packing import IGNORE_INDEX
+from stillroom.teachers.measures import measure_error
 
 # Least share of the teacher's mass outside its top k: keeps the logarithm finite where the k are
 # the whole vocabulary's mass up to the rounding of stored 16-bit logits.
@@ -223,6 +224,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "depth_kl": depth_kl,
     "naming": naming_error,
     "grounding": box_error,
+    "apart": measure_error,
+    "measure": measure_error,
     "detection_class": focal,
     "detection_box": box_l1,
     "detection_iou": giou_error,

@@ -24,6 +24,7 @@ from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
 from stillroom.students.connector import VisionFeatures
 from stillroom.students.model import StillroomStudent
+from stillroom.teachers.measures import measure_error
 from stillroom.training.handed import StepLosses
 
 #: Width of the soft depth target, in bins.
@@ -36,10 +37,11 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
     """Sums of every term over a micro-batch; ``count_labelled`` has what to divide them by."""
     features = seen(student, batch)
     cells = student.cells(features)
-    level = student.config.mention_layers
-    states = student.packed_states(
-        student.pool_cells(cells), batch.packed, (level,) if config.grounding else ()
+    level, above = student.config.mention_layers, student.config.measure_layers
+    levels = ((level,) if config.grounding or config.measures else ()) + (
+        (above,) if config.measures else ()
     )
+    states = student.packed_states(student.pool_cells(cells), batch.packed, levels)
     logits = student.labelled_logits(states, batch.packed)
     labels = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
     text = text_loss(
@@ -67,6 +69,14 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
             ]
         ).sum()
         terms["grounding"] = box_error(student.mention_boxes(named), batch.mention_box).sum()
+    if config.measures and student.measures is not None:
+        named = states.levels[level][1][tuple(batch.mention_at.T)]
+        begins = states.levels[above][1][tuple(batch.measure_at.T)]
+        said = student.measures(begins, batch.measure_kind)
+        terms |= {
+            "apart": measure_error(student.measures.apart(named), batch.mention_apart).sum(),
+            "measure": measure_error(said, batch.measure).sum(),
+        }
     if batch.scene is not None:
         terms |= scene_terms(student, cells, bin_logits, batch.scene, config)
     with torch.no_grad():
@@ -101,6 +111,8 @@ def count_labelled(batch: Batch) -> dict[str, float]:
         "depth_map": cells,
         "naming": naming_weight(batch.cell_names[..., 0]),
         "grounding": float(batch.mention_box.numel()),
+        "apart": float(batch.mention_apart.isfinite().sum()),
+        "measure": float(batch.measure.isfinite().sum()),
         **({} if batch.scene is None else label_counts(batch.scene)),
     }
 

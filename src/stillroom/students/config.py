@@ -47,6 +47,10 @@ class StillroomConfig(PretrainedConfig):
     # Layers of the language model below the head that places the things a question names; the
     # layers above can reason with what it found. None is all but the last.
     mention_level: int | None = None
+    # Kinds of numbers that a head predicts where an answer begins, and how many layers stand below
+    # it (None is all); 0 kinds is a student without the head.
+    measures: int = 0
+    measure_level: int | None = None
     # Guesses of the detector; 0 is a student without one. Its width is a multiple of 32.
     detection_queries: int = 0
     detection_width: int = 64
@@ -113,6 +117,13 @@ class StillroomConfig(PretrainedConfig):
                 f"mention_level {self.mention_level} must lie in 0.."
                 f"{self.language_model.num_hidden_layers}, the layers of the language model"
             )
+        if not 0 <= self.measure_layers <= self.language_model.num_hidden_layers:
+            return (
+                f"measure_level {self.measure_level} must lie in 0.."
+                f"{self.language_model.num_hidden_layers}, the layers of the language model"
+            )
+        if self.measures < 0:
+            return f"measures must not be negative, got {self.measures}"
         if self.detection_queries < 0 or self.relation_width < 0 or self.feature_width < 0:
             return "detection_queries, relation_width and feature_width must not be negative"
         if self.detection_queries:
@@ -149,6 +160,12 @@ class StillroomConfig(PretrainedConfig):
         """How many layers stand below the head for names."""
         layers = int(self.language_model.num_hidden_layers)
         return max(layers - 1, 0) if self.mention_level is None else self.mention_level
+
+    @property
+    def measure_layers(self) -> int:
+        """How many layers stand below the head for numbers."""
+        layers = int(self.language_model.num_hidden_layers)
+        return layers if self.measure_level is None else self.measure_level
 
     @property
     def hidden_size(self) -> int:

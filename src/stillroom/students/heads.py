@@ -64,6 +64,34 @@ class MentionBoxes(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
 
+class Measures(nn.Module):
+    """The numbers behind an answer: distances between the things named, and what decides."""
+
+    def __init__(self, hidden_size: int, kinds: int) -> None:
+        super().__init__()
+        self.apart_norm = nn.LayerNorm(hidden_size)
+        self.apart_linear = nn.Linear(hidden_size, 2)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear = nn.Linear(hidden_size, 2 * kinds)
+        self.reset_parameters()
+
+    def apart(self, named: Float[Tensor, "n d"]) -> Float[Tensor, "n 2"]:
+        """Log metres from the thing named here to the first and the second one of the question."""
+        return self.apart_linear(self.apart_norm(named))
+
+    def forward(self, begins: Float[Tensor, "n d"], kind: Int[Tensor, "n"]) -> Float[Tensor, "n 2"]:
+        """The two numbers of each answer's ``kind``, from states where the answer begins."""
+        said: Tensor = self.linear(self.norm(begins)).unflatten(-1, (-1, 2))
+        return said[torch.arange(len(begins), device=begins.device), kind]
+
+    def reset_parameters(self) -> None:
+        """Start values: every number close to 0."""
+        for norm, linear in ((self.apart_norm, self.apart_linear), (self.norm, self.linear)):
+            norm.reset_parameters()
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+
 class Relations(nn.Module):
     """How two regions of the scene lie to each other: left, above, in front."""
 

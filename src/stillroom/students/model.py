@@ -43,12 +43,27 @@ from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
 from stillroom.students.detector import Detector
 from stillroom.students.encoders.vggt import VGGT, Head
-from stillroom.students.heads import DepthBins, FeatureProjector, MentionBoxes, Relations
+from stillroom.students.heads import (
+    DepthBins,
+    FeatureProjector,
+    Measures,
+    MentionBoxes,
+    Relations,
+)
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.slots import Slots
 
 #: Modules that draw their own start values.
-_OUR_PARTS = (Connector, Slots, DepthBins, MentionBoxes, Detector, Relations, FeatureProjector)
+_OUR_PARTS = (
+    Connector,
+    Slots,
+    DepthBins,
+    MentionBoxes,
+    Measures,
+    Detector,
+    Relations,
+    FeatureProjector,
+)
 
 
 class StillroomStudent(PreTrainedModel, GenerationMixin):
@@ -81,9 +96,12 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
 
     def _add_heads(self, config: StillroomConfig, width: int) -> None:
         """The heads that a config asks for; the others are None."""
+        self.measures: Measures | None = None
         self.detector: Detector | None = None
         self.relations: Relations | None = None
         self.feature_projector: FeatureProjector | None = None
+        if config.measures:
+            self.measures = Measures(width, config.measures)
         if config.detection_queries:
             self.detector = Detector(
                 width,
