@@ -25,8 +25,8 @@ PAGES = sorted(
 BLOCK = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINE = re.compile(r"^stillroom (?:.*\\\n)*.*$", re.MULTILINE)
 MENTION = re.compile(r"`(stillroom [^`]+)`")
-#: What stands for a number in a usage line.
-NUMBERS = ("N", "S", "COUNT", "SEED")
+#: What a word in capitals of a usage line stands for, where any text would not do.
+STANDS_FOR = {**dict.fromkeys(("N", "S", "COUNT", "SEED"), "1"), "RECIPE": "mini_cpu"}
 
 
 def commands_in(page: str) -> list[str]:
@@ -42,7 +42,7 @@ def mentions_in(page: str) -> list[str]:
 def _plain(text: str) -> str:
     text = re.sub(r"[\[\]]", " ", text.replace("\\\n", " "))
     words = [
-        "1" if word in NUMBERS else word.split("|")[0]
+        STANDS_FOR.get(word, word.split("|")[0])
         for word in shlex.split(text, comments=True)
         if word != "..."
     ]

@@ -28,6 +28,7 @@ from stillroom.distill.losses import (
 from stillroom.engine.naming import box_error, naming_error
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
+from stillroom.teachers.measures import measure_error
 
 EDGES = torch.from_numpy(log_bin_edges(64, 0.3, 10.0)).float()
 
@@ -291,6 +292,8 @@ def _text(x: Tensor) -> Tensor:
     return text_loss(x, labels, *stored, kl_alpha=0.5, temperature=2.0)
 
 
+HALF_KNOWN = torch.tensor([[0.3, math.nan], [0.1, 0.7]] * 2)
+
 CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "text": ((5, 9), _text),
     "depth_ce": ((4, 64), lambda x: depth_ce(x, torch.tensor([0.4, 1.0, 3.0, 9.0]), EDGES)),
@@ -306,6 +309,14 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
         lambda x: naming_error(x, torch.eye(3, 8), torch.tensor([1, 0, 3, 2])),
     ),
     "grounding": ((4, 6), lambda x: box_error(x, torch.full((4, 6), 0.3)).sum(dim=-1)),
+    # Of every second pair one number is known.
+    **dict.fromkeys(
+        ("apart", "measure"),
+        (
+            (4, 2),
+            lambda x: measure_error(x, torch.tensor([[0.3, math.nan], [0.1, 0.7]] * 2)).sum(-1),
+        ),
+    ),
     "detection_class": ((4, 5), lambda x: focal(x, torch.tensor([1, 0, 4, 2]))),
     "detection_box": ((4, 8), lambda x: box_l1(x, draw(4, 8, seed=3)).sum(dim=-1)),
     # Near each other, so that some boxes overlap.
@@ -326,7 +337,7 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "feature": ((4, 6), lambda x: feature_error(x, draw(4, 6, seed=4))),
 }
 #: Single precision by what they are made of; the others take doubles as they are.
-SINGLE = ("naming", "grounding")
+SINGLE = ("naming", "grounding", "apart", "measure")
 
 
 def test_every_term_of_the_table_is_tested_here() -> None:
