@@ -56,6 +56,10 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert "usage" in out
 
 
+MAKE = ("--count", "1", "--seed", "1", "--out", "o")
+RUN = ("--scenes", "nowhere", "--out", "o")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -75,6 +79,22 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (("evaluate", "nobody", "nowhere", "--out", "o"), "not found"),
         (("scenes", "show", "nowhere"), "not found"),
         (("label", "nowhere", "--teacher", "truth", "--out", "o"), "not found"),
+        (("scenes", "make", *MAKE, "--workers", "0"), "--workers must be at least 1, got 0"),
+        (("scenes", "make", *MAKE, "--workers", "-3"), "--workers must be at least 1, got -3"),
+        (("label", "nowhere", "--teacher", "truth", "--out", "o", "--workers", "0"), "--workers"),
+        (("teach",), "name a recipe first"),
+        (("teach", "mini_cpu", "--out", "o"), "--scenes"),
+        (("teach", "mini_cpu", *RUN), "not found: nowhere"),
+        (("teach", "mini_cpu", *RUN, "--train.steps", "many"), "--train.steps"),
+        (("teach", "mini_cpu", *RUN, "--train.workers", "0"), "workers must be at least 1"),
+        (("teach", "mini_cpu", *RUN, "--object-level", "99"), "object_level must lie in 0..8"),
+        (("teach", "mini_cpu", *RUN, "--start-from", "nobody"), "model not found: 'nobody'"),
+        (("pretrain-encoder",), "name a recipe first"),
+        (("pretrain-encoder", "mini_cpu", "--scenes", "s"), "--out"),
+        (("pretrain-encoder", "mini_cpu", *RUN), "not found: nowhere"),
+        (("pretrain-encoder", "mini_cpu", *RUN, "--mirror", "2"), "mirror must be within 0 and 1"),
+        (("pretrain-encoder", "mini_cpu", *RUN, "--miror", "1"), "--miror"),
+        (("pretrain-encoder", "mini_cpu", *RUN, "--start-from", "nobody"), "not found: 'nobody'"),
         (("scenes", "audit", "nowhere"), "not found"),
         (("scenes", "audit", "nowhere", "--seed", "-1"), "--seed must be 0 or more"),
     ],

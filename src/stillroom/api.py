@@ -11,17 +11,15 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.records import (
     BadInputError,
-    Question,
     Scene,
     Signal,
     Split,
-    asked,
     content_hash,
 )
 
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from stillroom.distill.pretrain_config import PretrainConfig
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
+    from stillroom.teachers.options import TeacherOptions
     from stillroom.teachers.teach_config import TeachConfig
 
 Progress = Callable[[int, int], None]
@@ -136,18 +135,37 @@ def pretrain_encoder(
     config: PretrainConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
 ) -> str:
     """Pretrain a miniature encoder; a sentence on how it went."""
+    from stillroom import registry
     from stillroom.distill import pretrain
 
-    return pretrain.pretrain_encoder(config, scenes=Path(scenes), out=Path(out), progress=progress)
+    return pretrain.pretrain_encoder(
+        config,
+        scenes=Path(scenes),
+        out=Path(out),
+        start_from=registry.locate(config.start_from) if config.start_from else "",
+        progress=progress,
+    )
 
 
 def teach(
     config: TeachConfig, *, scenes: Path | str, out: Path | str, progress: Progress | None = None
 ) -> str:
     """Train a miniature teacher from truth; a sentence on how it went."""
+    from stillroom import registry
     from stillroom.teachers import teach as teaching
 
-    return teaching.teach(config, scenes=Path(scenes), out=Path(out), progress=progress)
+    start_from: Path | str = ""
+    if config.start_from:
+        kind, where = registry.kind_of(config.start_from)
+        if kind != "llava3d":
+            raise BadInputError(
+                f"{config.start_from!r} is no teacher to start from: name teacher_mini or "
+                "llava3d:WHERE"
+            )
+        start_from = registry.locate(where)
+    return teaching.teach(
+        config, scenes=Path(scenes), out=Path(out), start_from=start_from, progress=progress
+    )
 
 
 def label(
@@ -155,40 +173,140 @@ def label(
     *,
     teacher: str,
     out: Path | str,
+    options: TeacherOptions | None = None,
     signals: Sequence[Signal] = ("answers", "topk_logits"),
     workers: int = 1,
+    ray: str | None = None,
+    scenes_per_part: int | None = None,
+    geometry: Literal["given", "predicted"] = "given",
+    encoder: str = "encoder_mini",
     progress: Progress | None = None,
 ) -> int:
-    """Let a teacher answer every question of a store; the number of scenes labelled now."""
+    """Let a teacher answer every question of a store; the number of scenes labelled now.
+
+    ``ray`` is the address of a Ray cluster whose actors do it; "local" starts one here.
+    With ``geometry="predicted"`` scenes without depth and poses get those of ``encoder``.
+    ``scenes_per_part`` scenes become durable at once; by default as many as the teacher gains by.
+
+    Raises:
+        BadInputError: scenes, teacher, options or folder do not go together, or a run was cut
+            short; what is labelled stays.
+    """
+    if workers < 1:
+        raise BadInputError(f"--workers must be at least 1, got {workers}")
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 
+    loader = registry.teacher_loader(teacher, options)
+    kind, _ = registry.kind_of(teacher)
+    if geometry == "predicted" and kind != "llava3d":
+        raise BadInputError(
+            f"the teacher {teacher!r} reads no depth and poses; leave --geometry predicted out"
+        )
+    if scenes_per_part is None and kind in registry.ONE_BY_ONE:
+        scenes_per_part = 1
+    description = registry.describe(teacher, options)
+    if geometry == "predicted":
+        loader = registry.predicting(loader, encoder)
+        description["predicted_geometry"] = registry.describe(encoder)["revision"]
     return label_scenes(
         Path(scenes),
-        registry.teacher_loader(teacher),
+        loader,
         Path(out),
-        teacher=registry.describe(teacher),
+        teacher=description,
         signals=tuple(signals),
+        vocabulary=registry.vocabulary(teacher),
         workers=workers,
+        ray=ray,
+        scenes_per_part=scenes_per_part,
         progress=progress,
     )
 
 
-def look_at_labels(action: Literal["status", "verify"], path: Path | str) -> tuple[bool, list[str]]:
-    """What a label store holds (status), or what is wrong with it (verify)."""
-    from stillroom.teachers.label_store import open_labels, problems
+def label_cost(
+    scenes: Path | str,
+    *,
+    teacher: str,
+    options: TeacherOptions | None = None,
+    signals: Sequence[Signal] = ("answers", "topk_logits"),
+    tflops: float = 100.0,
+) -> tuple[dict[str, Any], list[str]]:
+    """What labelling would cost, from the teacher's config alone: figures, and lines to print.
 
-    if action == "verify" and (found := problems(Path(path))):
+    Besides the teachers that exist, "llava3d-7b" is the released one at full size. ``tflops`` are
+    sustained TFLOP/s of all devices together.
+    """
+    from dataclasses import asdict
+
+    from stillroom import registry
+    from stillroom.teachers.dry_run import dry_run
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+    from stillroom.teachers.options import TOPK, TeacherOptions
+
+    folder, options = None, options or TeacherOptions()
+    if teacher == "llava3d-7b":
+        config = LLaVA3DConfig()
+    else:
+        kind, where = registry.kind_of(teacher)
+        place = registry.locate(where) if kind == "llava3d" else None
+        if not isinstance(place, Path):
+            raise BadInputError(
+                f"--dry-run cannot read the sizes of {teacher!r}; name teacher_mini, llava3d-7b or "
+                "llava3d:FOLDER with a config.json in it"
+            )
+        folder, config = place, LLaVA3DConfig.read(place)
+    found, lines = dry_run(
+        Path(scenes),
+        config.adjusted(options),
+        folder=folder,
+        signals=signals,
+        topk=options.topk or TOPK,
+        tflops=tflops,
+    )
+    figures = asdict(found) | {
+        "flop": found.flop,
+        "bytes": found.bytes,
+        "hours": found.hours(tflops),
+        "tflops": tflops,
+    }
+    return figures, lines
+
+
+def look_at_labels(
+    action: Literal["status", "verify"], path: Path | str, *, scenes: Sequence[Path | str] = ()
+) -> tuple[bool, list[str]]:
+    """What a label store holds (status), or what is wrong with it (verify).
+
+    ``scenes`` are the stores that were labelled; verify then also says what changed in them.
+    """
+    from stillroom.teachers import label_check
+
+    if action == "status":
+        return True, label_check.status_lines(Path(path))
+    if found := label_check.problems(Path(path), scenes=[Path(one) for one in scenes]):
         return False, found
-    store = open_labels(path)
-    if action == "verify":
-        return True, [f"{path}: {len(store)} rows, every byte as written"]
-    teacher = store.settings["teacher"]
-    return True, [
-        f"{path}: {len(store)} rows on {len(store.scene_ids())} scenes",
-        f"teacher {teacher['name']}, revision {teacher.get('revision', '-')}",
-        f"signals {', '.join(store.settings['signals'])}",
-    ]
+    return True, [f"{path}: {label_check.status(Path(path))['rows']} rows, every byte as written"]
+
+
+def merge_labels(paths: Sequence[Path | str], *, out: Path | str) -> int:
+    """Join label stores of one fingerprint in a new folder; its number of rows."""
+    from stillroom.teachers.label_merge import merge
+
+    return merge([Path(path) for path in paths], Path(out))
+
+
+def export_labels(path: Path | str, *, out: Path | str, student: Path | str | None = None) -> int:
+    """Write labels as ``target_logprobs``, ``target_token_ids``, ``target_mask``; rows written.
+
+    With a ``student`` its vocabulary must be the teacher's, and rows are tokenised as well.
+    """
+    from stillroom import registry
+    from stillroom.teachers.label_export import export
+
+    place = None if student is None else registry.locate(str(student))
+    if place is not None and not isinstance(place, Path):
+        raise BadInputError(f"--student must be a folder or a shipped name, got {student!r}")
+    return export(Path(path), Path(out), student=place)
 
 
 def distill(
@@ -197,9 +315,13 @@ def distill(
     scenes: Path | str,
     labels: Path | str,
     out: Path | str,
+    recipe: str = "",
     progress: Progress | None = None,
 ) -> str:
-    """Train a student on a teacher's labels; a sentence on how it went."""
+    """Train a student on a teacher's labels; a sentence on how it went.
+
+    ``recipe`` is the config's name, for the student's model card.
+    """
     from stillroom import registry
     from stillroom.distill import run
 
@@ -210,20 +332,25 @@ def distill(
         out=Path(out),
         encoder=registry.locate(config.encoder),
         language_model=_language_model(config),
+        tokenizer=config.tokenizer,
+        recipe=recipe,
+        meta=run_meta(time.monotonic()),
         progress=progress,
     )
 
 
 def params(recipe: str) -> dict[str, int]:
-    """Parameters of a recipe's student by part, and their total; nothing is allocated."""
+    """Parameters of a recipe's student by part, and their total.
+
+    Nothing is allocated, and nothing fetched where the parts are published ones.
+    """
     from stillroom import recipes, registry
-    from stillroom.distill.build import KEPT_HEADS, student_config
-    from stillroom.students.encoders.vggt_load import load_vggt
-    from stillroom.students.model import parameter_table
+    from stillroom.distill.build import described_student
+    from stillroom.students.parameters import parameter_table
 
     config = recipes.table("distill")[recipe]()
-    encoder = load_vggt(registry.locate(config.encoder), heads=KEPT_HEADS).config
-    return parameter_table(student_config(config, encoder, _language_model(config)))
+    encoder = registry.locate(config.encoder)
+    return parameter_table(described_student(config, encoder, _language_model(config)))
 
 
 def _language_model(config: DistillConfig) -> Path | str:
@@ -266,7 +393,7 @@ def evaluate(
     # Beside a model that looks stand what it must beat; a baseline stands alone.
     beside: list[str] = []
     kind, _ = registry.kind_of(model)
-    if kind in ("student", "llava3d"):
+    if kind in ("student", *registry.LOOKING_TEACHERS):
         beside.append("truth")
         if split == "all" or store.scene_ids("train"):  # else there is nothing to fit them on
             beside += ["majority", "blind"]
@@ -290,7 +417,22 @@ def evaluate(
         meteor_rows=[name for name in ("teacher", model) if name in rows],
     )
     write_report(results, out=out, store=store)
+    if registry.kind_of(model)[0] == "student":
+        refresh_card(model, results, row=model)
     return results
+
+
+def refresh_card(model: str, results: Mapping[str, Any], *, row: str) -> None:
+    """Write the scores of a row into the model card of a student that ``distill`` made.
+
+    Nothing is done for models that are shipped, come from the hub or have no provenance.
+    """
+    from stillroom import registry
+    from stillroom.students.card import add_scores
+
+    place = registry.locate(registry.kind_of(model)[1])
+    if isinstance(place, Path) and registry.MODELS not in place.parents:
+        add_scores(place, results, row=row)
 
 
 def evaluate_suite(
@@ -449,23 +591,9 @@ def open_scene(model: str, photos: Path | str) -> StudentSession:
 
 def ask(model: str, photos: Path | str, question: str) -> str:
     """One answer about a folder of photos or a capture."""
-    from stillroom import registry
+    from stillroom.asking import reply
 
-    kind, where = registry.kind_of(model)
-    if kind not in ("student", "llava3d"):
-        raise BadInputError(f"{model!r} does not look at photos; ask a student or a teacher")
-    # Read what is cheap to refuse before a model is loaded.
-    scene = open_photos(photos)
-    wanted: Question = asked(scene.scene_id, question)
-    if kind == "student":
-        from stillroom.students.session import StudentAnswerer
-
-        session: Any = StudentAnswerer.from_folder(registry.locate(where)).open(scene)
-    else:
-        from stillroom.teachers.llava3d import LLaVA3DTeacher
-
-        session = LLaVA3DTeacher.from_folder(registry.locate(where)).open(scene)
-    return str(session.answer([wanted])[0].text)
+    return reply(model, open_photos(photos), question).answer
 
 
 def verify(

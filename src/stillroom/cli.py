@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,8 +24,9 @@ import tyro
 from tyro.conf import Positional
 
 from stillroom import __version__
-from stillroom.console import progress_bar
+from stillroom.console import process_number, progress_bar
 from stillroom.records import BadInputError
+from stillroom.teachers.options import TeacherOptions
 
 Layout = Literal["auto", "scannet", "tum", "transforms", "photos"]
 
@@ -45,7 +47,7 @@ models
   pretrain-encoder   train a miniature geometry encoder (RECIPE)
   teach              train a miniature LLaVA-3D teacher from truth (RECIPE)
   label              let a teacher answer every question, once, resumably
-  labels             status or verify of a label store
+  labels             status, verify, merge or export of label stores
   distill            train a student on a teacher's labels (RECIPE)
 results
   evaluate           score a model against truth and teacher, with intervals
@@ -67,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(_run(words))
     except BadInputError as error:
-        sys.stderr.write(f"stillroom: {error}\n")
+        whose = f" (process {process_number()})" if process_number() else ""
+        sys.stderr.write(f"stillroom{whose}: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("stillroom: stopped; the same command goes on where it stopped\n")
@@ -121,7 +124,8 @@ def _one_sentence(boxed: str, prog: str) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    if not process_number():  # under torchrun the first process speaks for all
+        sys.stdout.write(text + "\n")
 
 
 # Options of the verbs: the comment above a field is its help text. ------------------------------
@@ -381,14 +385,14 @@ def distill(words: Sequence[str]) -> int:
 
 
 def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> int:
-    _, options = _recipe_options(words, verb, extra)
+    recipe, options = _recipe_options(words, verb, extra)
     from stillroom import api
 
     logging.getLogger("stillroom").setLevel(logging.INFO)
     runs: dict[str, Callable[..., str]] = {
         "pretrain-encoder": api.pretrain_encoder,
         "teach": api.teach,
-        "distill": api.distill,
+        "distill": partial(api.distill, recipe=recipe),
     }
     folders = {name: getattr(options, name) for name in extra}
     from stillroom.training.handed import TrainingDiverged
@@ -397,7 +401,8 @@ def _train_verb(verb: str, words: Sequence[str], extra: Mapping[str, Any]) -> in
         with progress_bar(verb) as progress:
             _say(runs[verb](options.config, **folders, progress=progress))
     except TrainingDiverged as error:
-        sys.stderr.write(f"stillroom: {error}\n")
+        if not process_number():
+            sys.stderr.write(f"stillroom: {error}\n")
         return 1
     return 0
 
@@ -410,48 +415,126 @@ def label(words: Sequence[str]) -> int:
         /,
         *,
         teacher: str,
-        out: Path,
-        signals: tuple[Literal["answers", "topk_logits"], ...] = ("answers", "topk_logits"),
+        out: Path | None = None,
+        signals: tuple[
+            Literal[
+                "answers",
+                "topk_logits",
+                "reference_logits",
+                "last_hidden",
+                "attention",
+                "scene_features",
+            ],
+            ...,
+        ] = ("answers", "topk_logits"),
         workers: int = 1,
+        options: TeacherOptions = TeacherOptions(),  # noqa: B008  (it is frozen)
+        ray: str | None = None,
+        scenes_per_part: int | None = None,
+        dry_run: bool = False,
+        tflops: float = 100.0,
+        json: bool = False,
+        geometry: Literal["given", "predicted"] = "given",
+        encoder: str = "encoder_mini",
     ) -> dict[str, Any]:
         """Let a teacher answer every question of every scene, once.
 
+        Several commands may label one store at once: they share the work.
+
         Args:
             scenes: Scene store.
-            teacher: A shipped name, a folder, llava3d:FOLDER-OR-HUB-ID, or truth.
+            teacher: teacher_mini, a folder, llava3d:WHERE, vlm:WHERE, http:ADDRESS#MODEL or truth.
             out: Folder of the label store.
             signals: What to keep.
-            workers: Processes, one teacher each.
+            workers: Processes, or Ray actors, one teacher each.
+            ray: Label with the Ray cluster at this address; without one, start it here.
+            scenes_per_part: Scenes that a kill may cost; none is 5, of vlm: and http: 1.
+            dry_run: Load nothing and write nothing: print sizes, operations, time and disk.
+                Knows llava3d-7b, the released teacher, too.
+            tflops: With --dry-run: TFLOP/s sustained by all devices together.
+            json: With --dry-run: print one JSON object.
+            options: How the teacher is loaded and asked. In brackets stand the kinds of teachers
+                that know an option; teacher_mini is of kind llava3d.
+            geometry: What a scene without depth and poses gets: nothing, or an encoder's.
+            encoder: The encoder that predicts geometry.
         """
         return locals()
 
     from stillroom import api
 
-    given = _parse(options, words, "label")
+    given = _parse(options, _with_address(words), "label")
+    tflops, as_json = given.pop("tflops"), given.pop("json")
+    if given.pop("dry_run"):
+        wanted = {name: given[name] for name in ("scenes", "teacher", "signals", "options")}
+        figures, lines = api.label_cost(**wanted, tflops=tflops)
+        _say(json.dumps(figures) if as_json else "\n".join(lines))
+        return 0
+    if given["out"] is None:
+        raise BadInputError("name the folder of the label store: --out DIR")
     with progress_bar("labelling scenes") as progress:
         done = api.label(**given, progress=progress)
     _say(f"{given['out']} " + (f"labelled {done} scenes" if done else "was finished already"))
     return 0
 
 
+def _with_address(words: Sequence[str]) -> list[str]:
+    """``--ray`` may stand alone: then the cluster is started here."""
+    given = list(words)
+    if "--ray" in given:
+        place = given.index("--ray") + 1
+        address = given[place] if place < len(given) else ""
+        if not re.fullmatch(r"local|auto|ray://\S+|[\w.-]+:\d+", address):
+            given.insert(place, "local")
+    return given
+
+
 def labels(words: Sequence[str]) -> int:
-    """Look into a label store."""
+    """Look into label stores."""
 
     def options(
-        action: Positional[Literal["status", "verify"]], path: Positional[Folder], /
+        action: Positional[Literal["status", "verify", "merge", "export"]],
+        paths: Positional[tuple[Folder, ...]],
+        /,
+        *,
+        scenes: tuple[Path, ...] = (),
+        out: Path | None = None,
+        student: str | None = None,
+        json: bool = False,
     ) -> dict[str, Any]:
-        """Say what a label store holds, or whether every byte of it is as written.
+        """Say what a label store holds (status), whether every byte and row of it is as written
+        (verify), join stores (merge), or write them for other trainers (export).
 
         Args:
-            action: status or verify.
-            path: Label store.
+            action: status, verify, merge or export.
+            paths: Label stores; several for merge.
+            scenes: With verify: the scene stores that were labelled, to see what changed in them.
+            out: Folder that merge and export write.
+            student: With export: whose tokenizer the rows are tokenised with.
+            json: With status: print one JSON object.
         """
         return locals()
 
     from stillroom import api
 
     given = _parse(options, words, "labels")
-    ok, lines = api.look_at_labels(given["action"], given["path"])
+    action, paths, out = given["action"], given["paths"], given["out"]
+    if action in ("merge", "export") and out is None:
+        raise BadInputError(f"labels {action} needs --out DIR")
+    if action == "merge":
+        _say(f"{out} holds {api.merge_labels(paths, out=out)} rows")
+        return 0
+    if len(paths) != 1:
+        raise BadInputError(f"labels {action} takes one label store, got {len(paths)}")
+    if action == "export":
+        rows = api.export_labels(paths[0], out=out, student=given["student"])
+        _say(f"{out} holds {rows} rows for other trainers")
+        return 0
+    if action == "status" and given["json"]:
+        from stillroom.teachers.label_check import status
+
+        _say(json.dumps(status(paths[0])))
+        return 0
+    ok, lines = api.look_at_labels(action, paths[0], scenes=given["scenes"])
     _say("\n".join(lines))
     return 0 if ok else 1
 
@@ -528,6 +611,9 @@ def ask(words: Sequence[str]) -> int:
         question: Positional[Text],
         /,
         *,
+        boxes: bool = False,
+        depth: bool = False,
+        out: Path = Path("depth"),
         json: bool = False,
     ) -> dict[str, Any]:
         """Ask a model one question about a folder of photos or a capture.
@@ -536,16 +622,28 @@ def ask(words: Sequence[str]) -> int:
             model: student_mini, a checkpoint folder, or a hub id.
             photos: Folder of photos, or a capture that scenes import reads.
             question: What to ask.
+            boxes: Also list the things found, in metres right, forward and up from the floor below
+                the first photo's camera.
+            depth: Also write how deep each photo is: NAME.npy in metres, NAME.png to look at.
+            out: Folder for what --depth writes.
             json: Print one JSON object.
         """
         return locals()
 
-    from stillroom import api
+    from stillroom import api, asking
 
     given = _parse(options, words, "ask")
-    as_json = given.pop("json")
-    answer = api.ask(**given)
-    _say(json.dumps({"question": given["question"], "answer": answer}) if as_json else answer)
+    as_json, out = given.pop("json"), given.pop("out")
+    boxes, depth = given["boxes"], given["depth"]
+    said = asking.reply(given.pop("model"), api.open_photos(given.pop("photos")), **given)
+    written = asking.write_depth(said, out) if depth else []
+    if as_json:
+        record: dict[str, Any] = {"question": said.question, "answer": said.answer}
+        record |= {"boxes": asking.box_rows(said.geometry), "frame": "view0"} if boxes else {}
+        _say(json.dumps(record | ({"depth": written} if depth else {})))
+        return 0
+    lines = [said.answer, *(asking.box_lines(said.geometry) if boxes else [])]
+    _say("\n".join([*lines, *asking.depth_lines(written)]))
     return 0
 
 

@@ -81,6 +81,7 @@ def run_demo(out: Path) -> dict[str, Any]:
             scenes=out / "rooms",
             labels=out / "labels",
             out=out / "distill",
+            recipe="mini_cpu",
             progress=progress,
         )
     with console.stage("evaluate") as progress:
@@ -195,6 +196,7 @@ def _finish(out: Path, results: dict[str, Any], capture: Capture, console: _Cons
         results["meta"] |= {"stages": console.times, "demo_seconds": seconds}
         text = json.dumps(results, indent=1) + "\n"
         write_atomically(out / "results.json", text.encode())
+    api.refresh_card(str(out / "distill" / "student"), results, row="student")
     store = open_store(out / "rooms")
     student = registry.answerer(str(out / "distill" / "student"), store, split="test")
     _picture(out, store, student)

@@ -205,10 +205,15 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneGeometry:
-    """What an answerer believes of a scene's shape; ``depth`` in metres, one map per view."""
+    """What an answerer believes of a scene's shape; ``depth`` in metres, one map per view.
+
+    ``boxes`` are kinds and boxes of things, those of a student in view0; ``box_scores`` says of
+    each how sure it is (0 to 1), and is empty where nobody knows.
+    """
 
     depth: Float32[np.ndarray, "views h w"] | None = None
     boxes: tuple[tuple[str, OrientedBox], ...] = ()
+    box_scores: tuple[float, ...] = ()
 
 
 Signal = Literal[

@@ -1,8 +1,8 @@
 """A model is a name: shipped, a folder, a hub id, or ``kind:where``.
 
-Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:``, ``shuffled:``
-and ``no_depth:`` take a place or a name behind the colon; ``blind``, ``majority`` and ``truth``
-stand alone.
+Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:``, ``vlm:``,
+``http:``, ``shuffled:`` and ``no_depth:`` take a place, an address or a name behind the colon;
+``blind``, ``majority`` and ``truth`` stand alone.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from stillroom.records import Answerer, BadInputError, Teacher
 from stillroom.scenes.store import SceneStore
+from stillroom.teachers.options import TOPK, TeacherOptions
+from stillroom.text.vocabulary import Vocabulary
 
 MODELS = Path(__file__).with_name("models")
 SHIPPED = ("encoder_mini", "teacher_mini", "student_mini")
 BASELINES = ("blind", "majority", "truth")
 #: Kinds that take something away from the model named behind the colon.
 CONTROLS = ("shuffled", "no_depth")
+#: Kinds that look at photos and label.
+LOOKING_TEACHERS = ("llava3d", "vlm", "http")
+#: Of these, kinds that take one scene at a time: nothing is gained by keeping several back.
+ONE_BY_ONE = ("vlm", "http")
 
 
 def locate(name: str) -> Path | str:
@@ -44,11 +50,11 @@ def locate(name: str) -> Path | str:
 
 
 def kind_of(name: str) -> tuple[str, str]:
-    """("llava3d" | "student" | a control | a baseline, where)."""
+    """("llava3d" | "vlm" | "http" | "student" | a control | a baseline, where)."""
     head, colon, where = name.partition(":")
     if name in BASELINES:
         return name, ""
-    if colon and head in ("llava3d", "student", *CONTROLS):
+    if colon and head in (*LOOKING_TEACHERS, "student", *CONTROLS):
         if not where:
             raise BadInputError(f"{name!r} names no model behind the colon")
         return head, where
@@ -73,59 +79,128 @@ def answerer(name: str, store: SceneStore, *, split: str) -> Answerer:
         from stillroom.evaluate.baselines import NoDepth
 
         return NoDepth(answerer(where, store, split=split))
-    if kind == "llava3d":
-        return _llava3d(where)
+    if kind in LOOKING_TEACHERS:
+        return _looking_teacher(kind, where, TeacherOptions())
     from stillroom.students.session import StudentAnswerer
 
     return StudentAnswerer.from_folder(locate(where))
 
 
-def teacher(name: str) -> Teacher:
+def teacher(name: str, options: TeacherOptions | None = None) -> Teacher:
     """Load a teacher that labels.
+
+    Raises:
+        BadInputError: the name is no teacher's, or its kind has not what the options ask for.
+    """
+    options = options or TeacherOptions()
+    kind, where = _teacher_kind(name)
+    if kind == "truth":
+        from stillroom.teachers.truth import TruthTeacher
+
+        options.only((), of="the teacher 'truth'")
+        return TruthTeacher()
+    return _looking_teacher(kind, where, options)
+
+
+def teacher_loader(name: str, options: TeacherOptions | None = None) -> Callable[[], Teacher]:
+    """``teacher(name, options)`` as an object that can be sent to another process.
 
     Raises:
         BadInputError: the name is no teacher's.
     """
+    _teacher_kind(name)
+    return partial(teacher, name, options)
+
+
+def vocabulary(name: str) -> Vocabulary | None:
+    """The tokens behind a teacher's ids, read without its weights; None where it tells none."""
     kind, where = kind_of(name)
-    if kind == "truth":
-        from stillroom.teachers.truth import TruthTeacher
+    if kind == "vlm":
+        from stillroom.teachers.vlm_files import read_vocabulary
 
-        return TruthTeacher()
-    if kind == "llava3d":
-        return _llava3d(where)
-    raise BadInputError(f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE or truth")
+        return read_vocabulary(locate(where))
+    if kind != "llava3d":
+        return None
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+    from stillroom.teachers.llava3d_files import fetch
+    from stillroom.teachers.prompts import open_tokenizer
+
+    folder = fetch(locate(where))
+    config = LLaVA3DConfig.read(folder)
+    tokenizer = open_tokenizer(
+        folder,
+        bos_id=config.bos_token_id,
+        eos_id=config.eos_token_id,
+        vocab_size=config.vocab_size,
+    )
+    return tokenizer.vocabulary(rows=config.vocab_size)
 
 
-def teacher_loader(name: str) -> Callable[[], Teacher]:
-    """``teacher(name)`` as an object that can be sent to another process."""
-    return _TeacherLoader(name)
+def predicting(loader: Callable[[], Teacher], encoder: str) -> Callable[[], Teacher]:
+    """``loader`` whose teacher gets an encoder's geometry where a scene has none; picklable too."""
+    return _PredictingLoader(loader, encoder)
 
 
-class _TeacherLoader:
-    def __init__(self, name: str) -> None:
-        self.name = name
+class _PredictingLoader:
+    def __init__(self, loader: Callable[[], Teacher], encoder: str) -> None:
+        self.loader, self.encoder = loader, encoder
 
     def __call__(self) -> Teacher:
-        return teacher(self.name)
+        from stillroom.students.encoders.photo_geometry import VGGTEstimator
+        from stillroom.teachers.predicted_geometry import PredictedGeometry
+
+        estimator = VGGTEstimator.from_folder(locate(self.encoder))
+        return PredictedGeometry(self.loader(), estimator)
 
 
-def describe(name: str) -> dict[str, Any]:
-    """What identifies a model in a fingerprint: its name and the hash of its weights and config."""
+def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]:
+    """What identifies a model in a fingerprint: its name, the hash of its weights and config (of a
+    hub id the commit), and of a teacher how it reads scenes and questions.
+
+    Raises:
+        BadInputError: no such model, or an option that its kind has not.
+    """
+    options = options or TeacherOptions()
     kind, where = kind_of(name)
     if kind in BASELINES:
+        options.only((), of=f"the teacher {name!r}")
         return {"name": name, "kind": kind}
     if kind in CONTROLS:
         return describe(where) | {"name": name, "kind": kind}
+    if kind == "http":
+        from stillroom.teachers.http import HttpOptions, split_address
+
+        url, model = split_address(where)
+        told = {"name": f"http:{url}#{model}", "kind": kind, "revision": f"{url}#{model}"}
+        return told | HttpOptions.of(options).describe()
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
-    return {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    about = {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    if kind == "vlm":
+        from stillroom.teachers.vlm import VlmOptions
+        from stillroom.teachers.vlm_files import commit_of
+
+        asked = VlmOptions.of(options).describe()
+        return about | {"revision": commit_of(place) or revision} | asked
+    if kind != "llava3d":
+        return about
+    from stillroom.teachers.llava3d_files import read_config
+
+    config, commit = read_config(place)
+    chosen = options.fingerprint()
+    return about | {
+        "topk": chosen.pop("topk", TOPK),
+        "revision": commit or revision,
+        "options": chosen,
+        "reads": config.adjusted(options).habits(),
+    }
 
 
 def parameters(name: str) -> int | None:
     """All that a model's checkpoint holds; None for baselines and hub ids."""
     kind, where = kind_of(name)
-    if kind in (*BASELINES, *CONTROLS):
+    if kind in (*BASELINES, *CONTROLS, "http"):
         return None
     place = locate(where)
     return count_parameters(place) if isinstance(place, Path) else None
@@ -149,17 +224,40 @@ def count_parameters(folder: Path) -> int:
 @lru_cache(maxsize=8)
 def _revision(folder: Path) -> str:
     digest = hashlib.sha256()
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.bin")])
+    kinds = ("safetensors", "json", "bin", "model")
+    files = sorted(file for kind in kinds for file in folder.glob(f"*.{kind}"))
+    # How a student was made changes nothing of what it says.
+    files = [file for file in files if file.name != "provenance.json"]
     for file in files:
         digest.update(file.name.encode())
-        digest.update(file.read_bytes())
+        with file.open("rb") as source:
+            while part := source.read(1 << 24):
+                digest.update(part)
     return digest.hexdigest()[:16]
 
 
-def _llava3d(where: str) -> Any:
+def _teacher_kind(name: str) -> tuple[str, str]:
+    kind, where = kind_of(name)
+    if kind not in ("truth", *LOOKING_TEACHERS):
+        raise BadInputError(
+            f"{name!r} cannot label: a teacher is teacher_mini, llava3d:WHERE, vlm:WHERE, "
+            "http:ADDRESS#MODEL or truth"
+        )
+    return kind, where
+
+
+def _looking_teacher(kind: str, where: str, options: TeacherOptions) -> Any:
+    if kind == "http":
+        from stillroom.teachers.http import HttpOptions, HttpTeacher
+
+        return HttpTeacher(where, HttpOptions.of(options))
+    if kind == "vlm":
+        from stillroom.teachers.vlm import VlmOptions, VlmTeacher
+
+        return VlmTeacher.from_folder(locate(where), VlmOptions.of(options))
     from stillroom.teachers.llava3d import LLaVA3DTeacher
 
-    return LLaVA3DTeacher.from_folder(locate(where))
+    return LLaVA3DTeacher.from_folder(locate(where), options)
 
 
 def _model_type(folder: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +17,12 @@ from stillroom.records import (
     Part,
     Question,
     Scene,
+    SceneFeatures,
     SceneObject,
     Signal,
     Split,
     TeacherLabel,
+    TopLogits,
     View,
     content_hash,
 )
@@ -134,10 +138,17 @@ def tiny_store(
 
 
 class FixedTeacher:
-    """A teacher whose answers and logits are arithmetic on the question's id: no model, no luck."""
+    """A teacher whose labels are arithmetic on the question's id: no model, no luck.
 
-    def __init__(self, *, vocab_size: int = 1024, k: int = 4) -> None:
-        self.vocab_size, self.k = vocab_size, k
+    Gives every signal. ``pause_s`` is slept through before every scene, so that a kill finds it
+    at work.
+    """
+
+    #: Visual tokens of a scene, groups of attention, widths.
+    tokens, groups, width = 5, 2, 6
+
+    def __init__(self, *, vocab_size: int = 1024, k: int = 4, pause_s: float = 0.0) -> None:
+        self.vocab_size, self.k, self.pause_s = vocab_size, k, pause_s
         self.scenes_labelled = 0
 
     def open(self, scene: Scene) -> FixedTeacher:
@@ -151,27 +162,52 @@ class FixedTeacher:
     def label(
         self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
     ) -> list[TeacherLabel]:
-        """The first option, with logits drawn from the question's id."""
+        """The first option, with numbers drawn from the question's id."""
         self.scenes_labelled += 1
+        time.sleep(self.pause_s)
         return [self._label(scene, question, signals) for question in questions]
+
+    def scene_features(self, scene: Scene) -> SceneFeatures:
+        """Numbers drawn from the scene's id."""
+        rng = np.random.default_rng(int(scene.scene_id, 16))
+        return SceneFeatures(
+            scene_id=scene.scene_id,
+            pooled=rng.normal(size=(self.tokens, self.width)).astype(np.float16),
+            semantics=rng.normal(size=self.width).astype(np.float32),
+            points=rng.normal(size=(self.tokens, 3)).astype(np.float32),
+            patch_token=rng.integers(-1, self.tokens, 12),
+            views=tuple(range(len(scene.views))),
+            cap_seed=7,
+        )
 
     def _label(self, scene: Scene, question: Question, signals: Sequence[Signal]) -> TeacherLabel:
         text = self.answer([question])[0].text
-        if "topk_logits" not in signals:
-            return TeacherLabel(
-                scene_id=scene.scene_id, question_id=question.question_id, answer=text
-            )
+        given: dict[str, Any] = {}
         rng = np.random.default_rng(int(question.question_id, 16))
         ids = np.array([*rng.integers(288, self.vocab_size, 2), 2])
-        topk = np.stack([rng.permutation(self.vocab_size)[: self.k] for _ in ids])
-        topk[:, 0] = ids
-        logits = -np.sort(-rng.normal(size=(len(ids), self.k)), axis=1) + 5
+        top = self._top(rng, ids)
+        if set(signals) - {"answers"}:
+            given |= {"answer_ids": ids, "logprob": float(rng.normal())}
+        if "topk_logits" in signals:
+            given |= {"topk_ids": top.ids, "topk_logits": top.logits, "logsumexp": top.logsumexp}
+        true = np.array([*rng.integers(288, self.vocab_size, 1 + len(question.answer) % 3), 2])
+        if "reference_logits" in signals:
+            given |= {"reference_ids": true, "reference": self._top(rng, true)}
+        if "last_hidden" in signals:
+            given["last_hidden"] = rng.normal(size=(len(ids), self.width)).astype(np.float16)
+        if "attention" in signals:
+            seen = rng.random((self.groups, len(ids), self.tokens)).astype(np.float16)
+            given |= {"attention": seen, "attention_mass": seen.sum(axis=2).astype(np.float32)}
         return TeacherLabel(
-            scene_id=scene.scene_id,
-            question_id=question.question_id,
-            answer=text,
-            answer_ids=ids,
-            topk_ids=topk,
-            topk_logits=logits.astype(np.float16),
+            scene_id=scene.scene_id, question_id=question.question_id, answer=text, **given
+        )
+
+    def _top(self, rng: np.random.Generator, ids: np.ndarray) -> TopLogits:
+        top = np.stack([rng.permutation(self.vocab_size)[: self.k] for _ in ids])
+        top[:, 0] = ids
+        logits = -np.sort(-rng.normal(size=(len(ids), self.k)), axis=1) + 5
+        return TopLogits(
+            ids=top,
+            logits=logits.astype(np.float16),
             logsumexp=np.log(np.exp(logits).sum(axis=1) + 1.0).astype(np.float32),
         )

@@ -14,7 +14,7 @@ from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
-from stillroom.distill.run import distill
+from stillroom.distill.run import distill, text_alone
 from stillroom.engine.naming import UNKNOWN
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.poses import transform, view0_from_world
@@ -29,6 +29,7 @@ from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_store import open_labels
 from stillroom.testing import FixedTeacher, tiny_store
 from stillroom.text.tokenizer import load_tokenizer
+from stillroom.text.vocabulary import Vocabulary
 from stillroom.training.config import TrainConfig
 from stillroom.training.runlog import read_log
 
@@ -53,6 +54,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         home / "labels",
         teacher={"name": "fixed"},
         signals=("answers", "topk_logits"),
+        vocabulary=load_tokenizer().vocabulary(),
     )
     torch.manual_seed(0)
     encoder = VGGT(
@@ -274,3 +276,69 @@ def test_killed_at_five_moments_it_ends_with_the_same_loss(world: Path, tmp_path
         for name in ("calm", "killed")
     )
     assert calm == killed
+
+
+OWN = load_tokenizer().vocabulary()
+SWAPPED = (*OWN.tokens[:300], OWN.tokens[301], OWN.tokens[300], *OWN.tokens[302:])
+
+
+def labelled_with(world: Path, out: Path, vocabulary: Vocabulary | None) -> None:
+    label_scenes(
+        world / "scenes",
+        FixedTeacher,
+        out,
+        teacher={"name": "fixed"},
+        signals=("answers", "topk_logits"),
+        vocabulary=vocabulary,
+    )
+
+
+def run_on(world: Path, labels: Path, out: Path, *, kl_alpha: float) -> str:
+    config = replace(
+        TINY,
+        train=replace(TINY.train, steps=1, evaluate_every=0),
+        losses=replace(TINY.losses, kl_alpha=kl_alpha),
+    )
+    return distill(
+        config, scenes=world / "scenes", labels=labels, out=out, encoder=world / "encoder"
+    )
+
+
+def test_padded_rows_of_the_teacher_are_no_other_vocabulary(world: Path, tmp_path: Path) -> None:
+    labelled_with(world, tmp_path / "labels", replace(OWN, rows=1100))
+    assert "after 1 steps" in run_on(world, tmp_path / "labels", tmp_path / "run", kl_alpha=0.5)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "reason"),
+    [
+        (
+            replace(OWN, tokens=(*OWN.tokens, "more"), rows=1025),
+            r"are subset \(the student lacks 1",
+        ),
+        (replace(OWN, tokens=SWAPPED), r"are different \(id 300 is"),
+        (None, "does not say what its teacher's ids mean"),
+    ],
+)
+def test_logits_of_another_vocabulary_are_refused_and_text_alone_works(
+    vocabulary: Vocabulary | None, reason: str, world: Path, tmp_path: Path
+) -> None:
+    labelled_with(world, tmp_path / "labels", vocabulary)
+    with pytest.raises(BadInputError, match=reason) as refused:
+        run_on(world, tmp_path / "labels", tmp_path / "run", kl_alpha=0.5)
+    assert "--losses.kl-alpha 0" in str(refused.value)
+    assert not (tmp_path / "run").exists()
+    assert "after 1 steps" in run_on(world, tmp_path / "labels", tmp_path / "run", kl_alpha=0.0)
+
+
+def test_a_label_read_as_text_is_tokenised_by_the_student(world: Path) -> None:
+    store, tokenizer = open_store(world / "scenes"), load_tokenizer()
+    scene_id = store.scene_ids()[0]
+    asked = store.questions(scene_id)
+    said = [text_alone(label) for label in open_labels(world / "labels").labels(scene_id)]
+    prompts = {q.question_id: q.prompt for q in asked}
+    items = items_by_scene({scene_id: asked}, {scene_id: said}, prompts, tokenizer)[scene_id]
+    assert [item.answer_ids for item in items] == [
+        tokenizer.encode_answer(q.options[0]) for q in asked
+    ]
+    assert all(item.label.topk_ids is None for item in items)

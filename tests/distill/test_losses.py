@@ -7,15 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from stillroom.distill.detection import box_l1, focal, giou_error
 from stillroom.distill.losses import (
     LOSSES,
     answer_cross_entropy,
+    cross_view_error,
     depth_bin,
     depth_ce,
     depth_kl,
     depth_reg,
+    feature_error,
     masked_mean,
     masked_sum,
+    multi_view_error,
+    relation_kl,
     soft_depth_bins,
     text_loss,
     topk_forward_kl,
@@ -23,6 +28,7 @@ from stillroom.distill.losses import (
 from stillroom.engine.naming import box_error, naming_error
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
+from stillroom.teachers.measures import measure_error
 
 EDGES = torch.from_numpy(log_bin_edges(64, 0.3, 10.0)).float()
 
@@ -225,6 +231,58 @@ def test_depth_kl_is_zero_at_equality_and_matches_a_case_worked_by_hand() -> Non
     torch.testing.assert_close(same, torch.zeros(2), atol=1e-6, rtol=0)
 
 
+# --- features, views, relations
+
+
+def test_feature_error_is_the_mean_square_over_channels_and_zero_at_equality() -> None:
+    teacher = torch.tensor([[1.0, -1.0, 0.0, 0.0]])
+    assert feature_error(teacher, teacher).item() == 0
+    assert feature_error(torch.tensor([[3.0, -1.0, 0.0, 2.0]]), teacher).item() == 2
+    # Normalised features have a mean square of 1: that is what saying nothing costs.
+    normal = torch.nn.functional.layer_norm(draw(3, 50), (50,))
+    torch.testing.assert_close(
+        feature_error(torch.zeros(3, 50), normal), torch.ones(3), atol=1e-3, rtol=0
+    )
+
+
+def test_cross_view_error_is_one_minus_the_cosine() -> None:
+    ahead = torch.tensor([[3.0, 0.0], [1.0, 1.0], [1.0, 0.0], [2.0, 0.0]])
+    other = torch.tensor([[5.0, 0.0], [1.0, 0.0], [0.0, 7.0], [-1.0, 0.0]])
+    expected = torch.tensor([0.0, 1 - 2**-0.5, 1.0, 2.0])
+    torch.testing.assert_close(cross_view_error(ahead, other, sign="corrected"), expected)
+
+
+def test_the_papers_sign_is_lowest_where_features_of_one_place_are_opposite() -> None:
+    first = draw(5, 8)
+    same, opposite = (cross_view_error(first, k * first, sign="paper") for k in (1, -1))
+    torch.testing.assert_close(same, torch.ones(5))
+    torch.testing.assert_close(opposite, -torch.ones(5))
+    moved = first.clone().requires_grad_()
+    other = draw(5, 8, seed=1)
+    for sign, towards in (("corrected", 1), ("paper", -1)):
+        (gradient,) = torch.autograd.grad(cross_view_error(moved, other, sign=sign).sum(), moved)
+        after = torch.cosine_similarity(first - 0.01 * gradient, other)
+        before = torch.cosine_similarity(first, other)
+        assert ((after - before) * towards > 0).all()
+
+
+def test_relation_kl_matches_a_case_worked_by_hand_and_is_zero_at_equality() -> None:
+    target = torch.tensor([0.5, 1.0, 0.25])
+    logits = torch.tensor([math.log(3.0), math.log(3.0), math.log(1 / 3)])
+    expected = [0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25), math.log(4 / 3), 0.0]
+    torch.testing.assert_close(relation_kl(logits, target), torch.tensor(expected))
+
+
+def test_multi_view_error_is_zero_where_one_depth_carried_over_is_the_other() -> None:
+    source, scale, shift = (
+        torch.tensor([2.0, 2.0]),
+        torch.tensor([1.5, 1.0]),
+        torch.tensor([0.5, 1.0]),
+    )
+    error = multi_view_error(source, torch.tensor([3.5, 2.0]), scale, shift)
+    torch.testing.assert_close(error, torch.tensor([0.0, 1.0]))
+
+
 # --- every term
 
 
@@ -233,6 +291,8 @@ def _text(x: Tensor) -> Tensor:
     labels = torch.tensor([0, 3, 8, 2, 1])
     return text_loss(x, labels, *stored, kl_alpha=0.5, temperature=2.0)
 
+
+HALF_KNOWN = torch.tensor([[0.3, math.nan], [0.1, 0.7]] * 2)
 
 CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
     "text": ((5, 9), _text),
@@ -249,11 +309,47 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
         lambda x: naming_error(x, torch.eye(3, 8), torch.tensor([1, 0, 3, 2])),
     ),
     "grounding": ((4, 6), lambda x: box_error(x, torch.full((4, 6), 0.3)).sum(dim=-1)),
+    # Of every second pair one number is known.
+    **dict.fromkeys(
+        ("apart", "measure"),
+        (
+            (4, 2),
+            lambda x: measure_error(x, torch.tensor([[0.3, math.nan], [0.1, 0.7]] * 2)).sum(-1),
+        ),
+    ),
+    "detection_class": ((4, 5), lambda x: focal(x, torch.tensor([1, 0, 4, 2]))),
+    "detection_box": ((4, 8), lambda x: box_l1(x, draw(4, 8, seed=3)).sum(dim=-1)),
+    # Near each other, so that some boxes overlap.
+    "detection_iou": ((4, 8), lambda x: giou_error(0.5 * x, 0.5 * draw(4, 8, seed=3))),
+    "spatial_feature": ((4, 6), lambda x: feature_error(x, draw(4, 6, seed=4))),
+    "spatial_views": (
+        (4, 6),
+        lambda x: cross_view_error(x, draw(4, 6, seed=4).to(x), sign="corrected"),
+    ),
+    "spatial_relation": (
+        (4, 3),
+        lambda x: relation_kl(x, draw(4, 3, seed=5).sigmoid()).sum(dim=-1),
+    ),
+    "multi_view": (
+        (4,),
+        lambda x: multi_view_error(x, *(draw(4, seed=seed) for seed in (6, 7, 8))),
+    ),
+    "feature": ((4, 6), lambda x: feature_error(x, draw(4, 6, seed=4))),
 }
+#: Single precision by what they are made of; the others take doubles as they are.
+SINGLE = ("naming", "grounding", "apart", "measure")
 
 
 def test_every_term_of_the_table_is_tested_here() -> None:
     assert CASES.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in SINGLE])
+def test_gradients_agree_with_finite_differences_in_double_precision(name: str) -> None:
+    shape, loss = CASES[name]
+    point = draw(*shape).double().requires_grad_()
+    assert loss(point).dtype == torch.float64
+    assert torch.autograd.gradcheck(loss, (point,), eps=1e-6, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from stillroom import api
 from stillroom.distill.pretrain import (
     ObjectHead,
     PretrainConfig,
@@ -40,7 +41,7 @@ from stillroom.scenes.rooms import make_room
 from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.students.encoders.vggt_load import load_vggt
-from stillroom.testing import tiny_store
+from stillroom.testing import tiny_scene, tiny_store
 from stillroom.training.config import TrainConfig
 from stillroom.training.runlog import read_log
 
@@ -367,6 +368,33 @@ def test_a_store_without_validation_scenes_is_refused_before_the_folder_is_taken
     with pytest.raises(BadInputError, match="no scene of the split 'val'"):
         pretrain_encoder(tiny_config(), scenes=store, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"start_from": "nowhere"}, "not found"),
+        ({"start_from": "encoder_mini"}, "encoder_mini holds an encoder of other sizes"),
+        ({"start_from": "teacher_mini"}, "teacher_mini"),
+    ],
+)
+def test_an_encoder_that_cannot_be_started_from_is_refused_before_the_folder_is_taken(
+    store: Path, tmp_path: Path, changes: dict[str, str], sentence: str
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(BadInputError, match=sentence):
+        api.pretrain_encoder(tiny_config(**changes), scenes=store, out=out)
+    assert not out.exists()
+    api.pretrain_encoder(tiny_config(steps=1), scenes=store, out=out)
+
+
+def test_views_of_no_whole_patches_are_refused_before_the_folder_is_taken(tmp_path: Path) -> None:
+    scenes = [tiny_scene(k, size=30, split=s) for k, s in enumerate(("train", "val"))]
+    write_shard(tmp_path / "store", 0, scenes, [])
+    write_manifest(tmp_path / "store", {})
+    with pytest.raises(BadInputError, match="views of 30 x 30; the encoder needs multiples of 14"):
+        pretrain_encoder(tiny_config(), scenes=tmp_path / "store", out=tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillroom.distill.weighting import BOUND, BoundedUncertainty, StaticWeights
+from stillroom.distill.config import LossConfig
+from stillroom.distill.weighting import (
+    BOUND,
+    BoundedUncertainty,
+    Composite,
+    StaticWeights,
+    make_weighting,
+)
 from stillroom.training.config import TrainConfig
 from stillroom.training.handed import StepLosses, Weighting
 from stillroom.training.loop import train
@@ -181,3 +188,47 @@ def test_accumulation_does_not_change_a_training_under_uncertainty(tmp_path: Pat
         ends.append([*model["x"].tolist(), row["loss"], *row["sigmas"].values()])
     assert ends[1] == pytest.approx(ends[0], rel=1e-5)
     assert ends[0][3:] != [1.0, 1.0]
+
+
+PARTS = {"spatial": {"spatial_views": 0.1, "spatial_feature": 1.0}}
+
+
+def test_a_term_of_parts_has_one_weight_and_its_parts_fixed_shares() -> None:
+    weighting = Composite(StaticWeights({"text": 1.0, "spatial": 3.0}), PARTS)
+    total = weighting(scalars(text=2.0, spatial_views=5.0, spatial_feature=0.5))
+    assert total.item() == pytest.approx(2.0 + 3.0 * (0.5 + 0.5))
+    assert isinstance(weighting, Weighting)
+    assert weighting.report() == {"weights": {"text": 1.0, "spatial": 3.0}}
+
+
+def test_a_part_without_labels_is_absent_and_a_term_without_parts_too() -> None:
+    weighting = Composite(BoundedUncertainty(["text", "spatial"]), PARTS)
+    with torch.no_grad():
+        weighting.weighting.log_variance["spatial"].fill_(2.0)
+    alone = weighting(scalars(text=2.0, spatial_feature=4.0)).item()
+    assert alone == pytest.approx(1.0 + 0.5 * math.exp(-2.0) * 4.0 + 1.0)
+    assert weighting(scalars(text=2.0)).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("views", [0.3, 20.0])
+def test_the_best_variance_of_a_term_of_parts_is_their_sum(views: float) -> None:
+    weighting = Composite(BoundedUncertainty(["spatial"]), PARTS)
+    optimizer = torch.optim.LBFGS(weighting.parameters(), max_iter=100)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = weighting(scalars(spatial_views=views, spatial_feature=0.7))
+        total.backward()
+        return total
+
+    for _ in range(5):
+        optimizer.step(closure)
+    variance = weighting.weighting.log_variance["spatial"].exp().item()
+    assert variance == pytest.approx(0.1 * views + 0.7, rel=1e-3)
+
+
+def test_only_terms_of_parts_are_joined() -> None:
+    assert isinstance(make_weighting(LossConfig()), BoundedUncertainty)
+    both = make_weighting(LossConfig(detection=True, weighting="static", weights={"text": 0.5}))
+    assert both.report()["weights"]["text"] == 0.5
+    assert both.report()["weights"]["detection"] == 1.0

@@ -370,3 +370,30 @@ def test_an_answer_is_one_of_its_choices_and_the_likeliest_by_token(lm: PreTrain
     np.testing.assert_array_equal(bound[2].topk_ids[0], free[2].topk_ids[0])
     logit = dict(zip(bound[2].topk_ids[0].tolist(), bound[2].topk_logits[0], strict=True))
     assert bound[2].ids[0] == max((30, 31), key=lambda token: logit[token])
+
+
+def test_the_log_probability_is_that_of_all_said_over_all_words(lm: PreTrainedModel) -> None:
+    prefix = prefill(lm, vision(), visibility="prefix")
+    prompts = prompts_of(lm, QUESTIONS)
+    # What is allowed is mostly not what the model would say.
+    choices = [[[20, 21, EOS], [25, EOS]], (), [[30, EOS], [31, EOS]], ()]
+    said = greedy(
+        lm,
+        prefix,
+        prompts,
+        visibility="prefix",
+        max_new_tokens=4,
+        eos_id=EOS,
+        topk=40,
+        choices=choices,
+    )
+    for answer in said:
+        # The whole vocabulary is kept, so that every said token is among the kept ones.
+        kept = [
+            float(logits[ids == token][0] - total)
+            for token, ids, logits, total in zip(
+                answer.ids, answer.topk_ids, answer.topk_logits, answer.logsumexp, strict=True
+            )
+        ]
+        assert answer.logprob == pytest.approx(sum(kept), abs=1e-4)
+    assert said[0].logprob < said[0].topk_logits[:, 0].sum() - said[0].logsumexp.sum()

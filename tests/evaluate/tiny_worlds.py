@@ -150,3 +150,26 @@ class SeerSession:
         return SceneGeometry(
             depth=np.stack([1.1 * view.depth[1::2, 1::2] for view in self._scene.views])
         )
+
+
+def margined(
+    family: str,
+    margin: float | None,
+    *,
+    number: int,
+    unit: str = "m",
+    answer: str = "left",
+) -> Question:
+    """A question of which only family, unit, answer and margin matter."""
+    options = ("yes", "no") if family == "contact" else ("left", "right")
+    return Question(
+        scene_id="scene",
+        question_id=f"{number:03d}",
+        split="test",
+        family=family,
+        question="Is it so?",
+        answer=answer,
+        options=options,
+        unit=unit,
+        margin=margin,
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stillroom.records import FAMILIES, BadInputError, Question, Scene, View
+from stillroom.records import FAMILIES, BadInputError, Question, Scene, Split, View
 from stillroom.scenes import families, vsi
 from stillroom.scenes.balance import Balance, Candidate, fit_balance, thin
 from stillroom.scenes.estimate import estimate_balance
@@ -261,10 +261,13 @@ def test_held_out_phrasings_are_spoken_by_split_shifted_alone(hand_made_facts: R
         scene=replace(hand_made_facts.scene, split="shifted"), distance=hand_made_facts.distance
     )
     for facts, templates in ((hand_made_facts, PHRASINGS), (shifted, HELD_OUT)):
+        split = facts.scene.split
+        other: Split = "train" if split == "shifted" else "shifted"
         for question in ask(facts):
             kinds = ("left_right", "front_behind")
             for kind in kinds if question.family == "orientation" else (question.family,):
-                if kind in templates and named(kind, question.question) is not None:
+                if kind in templates and named(kind, question.question, split=split) is not None:
+                    assert named(kind, question.question, split=other) is None
                     break
             else:
                 assert question.family in VSI_WORDING

@@ -24,6 +24,7 @@ from stillroom.records import (
 from stillroom.scenes import store as storing
 from stillroom.scenes.store import (
     ROWS_PER_GROUP,
+    SHARDS_HELD,
     open_store,
     read_manifest,
     shard_path,
@@ -209,6 +210,23 @@ def test_scenes_are_read_in_any_order_and_one_row_group_at_a_time(folder: Path) 
         )
     assert store._group is not None
     assert len(store._group[1]) <= ROWS_PER_GROUP
+
+
+def test_many_shards_need_few_open_files_and_little_memory(tmp_path: Path) -> None:
+    shards = 3 * SHARDS_HELD
+    for index in range(shards):
+        scene = a_scene(f"s{index}")
+        write_shard(tmp_path, index, [scene], [a_question(f"s{index}", n) for n in range(2)])
+    write_manifest(tmp_path, {})
+    before = len(os.listdir("/proc/self/fd"))
+    store = open_store(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for index in (*range(shards), 0):
+        assert store.scene(f"s{index}").scene_id == f"s{index}"
+        assert len(store.questions(f"s{index}")) == 2
+    assert len(os.listdir("/proc/self/fd")) <= before + SHARDS_HELD
+    assert len(store._asked) <= SHARDS_HELD
+    assert list(store.question_ids()) == [q.question_id for q in store.questions()]
 
 
 def test_the_same_scenes_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:

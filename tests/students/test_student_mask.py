@@ -17,6 +17,28 @@ from stillroom.students.model import StillroomStudent
 
 Make = Callable[..., Any]
 
+#: Language models of three families, pretrained ones among them; None is the student's own.
+FAMILIES = ["gpt_neox", "llama", "qwen2", "qwen3"]
+
+
+def of_family(family: str) -> dict[str, Any]:
+    """What gives the tiny student a language model of another family."""
+    if family == "gpt_neox":
+        return {}
+    text = {
+        "model_type": family,
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        # Two heads read the same keys.
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "initializer_range": 0.3,
+    }
+    return {"text_config": text}
+
 
 def read_whole(
     student: StillroomStudent, packed: Packed, images: Tensor
@@ -52,12 +74,13 @@ def one_question(student: StillroomStudent, question: list[int]) -> Packed:
     return stack_rows([row])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("visibility", ["prefix", "causal"])
 @torch.no_grad()
 def test_keys_and_values_of_vision_are_bit_equal_under_two_questions(
-    make_student: Make, make_images: Make, visibility: str
+    make_student: Make, make_images: Make, visibility: str, family: str
 ) -> None:
-    student, images = make_student(visibility=visibility), make_images()
+    student, images = make_student(visibility=visibility, **of_family(family)), make_images()
     n = student.vision_length(2)
     caches = [
         read_whole(student, one_question(student, question), images)[1]
@@ -68,6 +91,7 @@ def test_keys_and_values_of_vision_are_bit_equal_under_two_questions(
         assert torch.equal(one.values[:, :, :n], other.values[:, :, :n])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("visibility", "position", "knows"),
     [
@@ -80,9 +104,14 @@ def test_keys_and_values_of_vision_are_bit_equal_under_two_questions(
 )
 @torch.no_grad()
 def test_slots_know_the_question_unless_causal_and_before_it(
-    make_student: Make, make_images: Make, visibility: str, position: str, knows: bool
+    make_student: Make,
+    make_images: Make,
+    visibility: str,
+    position: str,
+    knows: bool,
+    family: str,
 ) -> None:
-    student = make_student(visibility=visibility, slot_position=position)
+    student = make_student(visibility=visibility, slot_position=position, **of_family(family))
     thought = []
     for question in ([40, 41, 42], [60, 61, 42]):
         packed = one_question(student, question)
@@ -91,13 +120,19 @@ def test_slots_know_the_question_unless_causal_and_before_it(
     assert torch.equal(thought[0], thought[1]) is not knows
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("visibility", ["prefix", "causal"])
 @pytest.mark.parametrize("position", ["before", "after"])
 @torch.no_grad()
 def test_questions_of_a_row_are_trained_as_each_would_be_alone(
-    make_student: Make, make_rows: Make, make_images: Make, visibility: str, position: str
+    make_student: Make,
+    make_rows: Make,
+    make_images: Make,
+    visibility: str,
+    position: str,
+    family: str,
 ) -> None:
-    student = make_student(visibility=visibility, slot_position=position)
+    student = make_student(visibility=visibility, slot_position=position, **of_family(family))
     vision = student.vision_tokens(student.features(make_images(scenes=2)))
     pairs = [([40, 41, 42], [50, 2]), ([43, 44], [51, 52, 2]), ([45] * 5, [53, 2])]
     together = student.forward_packed(vision, make_rows(student, pairs, scenes=2))
@@ -107,3 +142,29 @@ def test_questions_of_a_row_are_trained_as_each_would_be_alone(
         for pair in pairs
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("visibility", ["prefix", "full_prefix", "causal"])
+@torch.no_grad()
+def test_with_and_without_a_cache_the_same_is_said(
+    make_student: Make, make_images: Make, visibility: str, family: str
+) -> None:
+    student, images = make_student(visibility=visibility, **of_family(family)), make_images()
+    features = student.features(images)
+    question, said = [40, 41, 42], []
+    for _ in range(4):
+        # The whole row again for every token: nothing is remembered.
+        row = pack_questions(
+            [(question, [*said, 50])],
+            prefix_length=student.vision_length(2),
+            slots=student.config.slot_count,
+            slot_position=student.config.slot_position,
+            start_id=1,
+        )
+        logits = student.forward_packed(student.vision_tokens(features), stack_rows([row]))
+        said.append(int(logits[-1].argmax()))
+        if said[-1] == 2:
+            break
+    (cached,) = student.answer_ids(student.open_prefix(features), [question], max_new_tokens=4)
+    assert cached == said

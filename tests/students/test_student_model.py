@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
-from stillroom.students.model import StillroomStudent, parameter_table
+from stillroom.students.model import StillroomStudent
+from stillroom.students.parameters import parameter_table
 from stillroom.students.processor import StillroomProcessor
 
 Make = Callable[..., Any]
@@ -212,9 +219,26 @@ def test_half_precision_is_kept_and_widened_on_wish(make_student: Make, tmp_path
 
 def test_the_auto_classes_know_it(folder: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(folder), StillroomConfig)
-    for auto in (AutoModel, AutoModelForCausalLM):
+    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText):
         assert isinstance(auto.from_pretrained(folder), StillroomStudent)
     assert isinstance(AutoProcessor.from_pretrained(folder), StillroomProcessor)
+
+
+def test_a_folder_holds_safetensors_and_text_and_no_pickle(folder: Path) -> None:
+    assert {file.suffix for file in folder.iterdir()} == {".json", ".safetensors"}
+    for file in folder.glob("*.json"):
+        json.loads(file.read_text())
+
+
+def test_a_pickle_is_not_read_though_it_holds_the_right_weights(
+    make_student: Make, folder: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(make_student().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(BadInputError, match="holds no student that can be read"):
+        StillroomStudent.from_pretrained(folder)
+    with pytest.raises(BadInputError, match="holds no student that can be read"):
+        AutoModel.from_pretrained(folder)
 
 
 def test_a_truncated_checkpoint_is_an_error(folder: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stillroom.records import BadInputError
-from stillroom.students.encoders.vggt import VGGT, VGGTConfig, mini_config
+from stillroom.students.encoders import vggt, vggt_layers
+from stillroom.students.encoders.vggt import VGGT, VGGTConfig, VGGTOutput, mini_config
 
 TINY = VGGTConfig(
     width=16,
@@ -99,18 +103,116 @@ def test_early_stop_changes_no_number(model: VGGT, images: torch.Tensor) -> None
     assert torch.equal(alone, among)
 
 
+def per_view(output: VGGTOutput) -> dict[str, Tensor]:
+    """Everything a pass gave, [b v ...] each."""
+    found = {f"tokens {index}": tokens for index, tokens in output.tokens.items()}
+    for name in ("depth", "depth_conf", "points", "points_conf", "pose_enc"):
+        found[name] = getattr(output, name)
+    return found
+
+
 @torch.no_grad()
-def test_later_views_may_change_places_but_the_first_may_not(
-    model: VGGT, images: torch.Tensor
+def test_later_views_may_change_places_but_the_first_may_not(model: VGGT) -> None:
+    views = torch.rand(1, 4, 3, 42, 56, generator=torch.Generator().manual_seed(5))
+    order = [0, 3, 1, 2]
+    plain = per_view(model(views, rounds=range(5)))
+    swapped = per_view(model(views[:, order], rounds=range(5)))
+    assert len(plain) == 10
+    for name, value in plain.items():
+        torch.testing.assert_close(swapped[name], value[:, order], atol=1e-5, rtol=1e-5, msg=name)
+    moved = per_view(model(views[:, [1, 0, 2, 3]], rounds=range(5)))
+    for name, value in plain.items():
+        assert (moved[name] - value[:, [1, 0, 2, 3]]).abs().max() > 1e-4, name
+
+
+@torch.no_grad()
+def test_a_block_in_portions_is_the_block_in_one_piece(
+    model: VGGT, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order = [0, 2, 1]
-    plain, swapped = model(images), model(images[:, order])
-    assert plain.depth is not None
-    assert swapped.depth is not None
-    torch.testing.assert_close(swapped.depth, plain.depth[:, order], atol=1e-5, rtol=1e-5)
-    tokens = model.encode(images).tokens[4]
-    moved = model.encode(images[:, [1, 0, 2]]).tokens[4]
-    assert (moved - tokens[:, [1, 0, 2]]).abs().max() > 1e-2
+    monkeypatch.setattr(vggt_layers, "PORTION", 7)
+    portions = per_view(model(images, rounds=range(5)))
+    with torch.enable_grad():
+        whole = per_view(model(images, rounds=range(5)))
+    for name, value in whole.items():
+        torch.testing.assert_close(portions[name], value.detach(), msg=name)
+
+
+@torch.no_grad()
+def test_a_round_that_nobody_asked_for_is_not_kept(model: VGGT, images: Tensor) -> None:
+    assert set(model.aggregator(images, {1, 3})) == {1, 3}
+    assert set(model.encode(images, (4,), heads=("depth",)).tokens) == {4}
+
+
+@torch.no_grad()
+def test_tables_are_made_once_per_grid(
+    model: VGGT, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(*given: Any) -> tuple[Tensor, Tensor]:
+        made.append(given)
+        return vggt_layers.rotary_table(*given)
+
+    monkeypatch.setattr(vggt, "rotary_table", counted)
+    for _ in range(2):
+        model.encode(images)
+    assert len(made) == 1
+    model.encode(images[..., :28, :])
+    assert len(made) == 2
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where a number leaves the device: there a GPU would stop and wait."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert not any(name.startswith(wait) for wait in self.WAITS), f"{name} waits"
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_pass_waits_for_no_device(model: VGGT, images: Tensor) -> None:
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        images.max().item()
+    with NoWaiting():
+        model(images, rounds=(1, 4))
+    # On the meta device there are no numbers that could be waited for.
+    with torch.device("meta"):
+        nowhere = VGGT(TINY).eval()
+    assert nowhere.encode(images.to("meta"), (4,)).tokens[4].shape == (1, 3, 12, 32)
+
+
+def test_the_public_size_gives_the_public_tokens() -> None:
+    with torch.device("meta"):
+        model = VGGT(VGGTConfig(camera_head=False, depth_head=False, point_head=False)).eval()
+    images = torch.empty(1, 8, 3, 518, 518, device="meta")
+    assert model.encode(images, (22,)).tokens[22].shape == (1, 8, 1369, 2048)
+
+
+def test_angles_stay_single_precision_in_a_half_precision_model(model: VGGT) -> None:
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    for got, want in zip(
+        half.aggregator.rotary(37, 37, torch.device("cpu")),
+        model.aggregator.rotary(37, 37, torch.device("cpu")),
+        strict=True,
+    ):
+        assert got.dtype == torch.float32
+        assert torch.equal(got, want)
+
+
+@torch.no_grad()
+def test_autocast_stays_near_single_and_keeps_the_heads_out(model: VGGT, images: Tensor) -> None:
+    want = model(images, rounds=(4,))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(images, rounds=(4,))
+    # The residual stream stays float32: LayerScale multiplies by float32 weights.
+    assert got.tokens[4].dtype == torch.float32
+    assert (got.tokens[4] - want.tokens[4]).norm() / want.tokens[4].norm() < 0.02
+    assert got.depth is not None
+    assert want.depth is not None
+    assert got.depth.dtype == torch.float32
 
 
 @torch.no_grad()

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from stillroom.records import BadInputError
 from stillroom.students.encoders.vggt import VGGT, VGGTConfig
-from stillroom.students.encoders.vggt_load import load_vggt, save_vggt
+from stillroom.students.encoders.vggt_load import (
+    Checkpoint,
+    encoder_config,
+    load_state,
+    load_vggt,
+    read_settings,
+    save_vggt,
+)
 
 CONFIG = VGGTConfig(
     width=16,
@@ -147,3 +156,92 @@ def test_an_archive_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"aggregator.camera_token": Harmful()}, tmp_path / "model.pt")
     with pytest.raises(BadInputError, match="state dict"):
         load_vggt(tmp_path / "model.pt")
+
+
+# What is read, and from where. ---------------------------------------------------------------
+
+
+def test_features_alone_need_the_aggregator_and_nothing_else_is_read(folder: Path) -> None:
+    _rewrite(folder, {"track_head.tracker.query_ref_token": torch.zeros(1, 2, 388)})
+    checkpoint = Checkpoint.open(folder / "model.safetensors")
+    read = []
+
+    def recording(key: str) -> torch.Tensor:
+        read.append(key)
+        return checkpoint.read(key)
+
+    watched = Checkpoint(checkpoint.shapes, recording, checkpoint.path)
+    bare = load_state(watched, read_settings(folder / "config.json"), heads=())
+    assert {key.split(".")[0] for key in read} == {"aggregator"}
+    assert len(read) == len(set(read)) == len(bare.state_dict())
+    images = torch.rand(1, 2, 3, 28, 28)
+    with torch.no_grad():
+        want = load_vggt(folder).encode(images).tokens[3]
+        assert torch.equal(bare.encode(images).tokens[3], want)
+
+
+def test_features_alone_are_72_percent_of_the_public_weights() -> None:
+    with torch.device("meta"):
+        bare = VGGT(VGGTConfig(camera_head=False, depth_head=False, point_head=False))
+    count = sum(p.numel() for p in bare.parameters())
+    assert count == 909_112_320
+    assert round(100 * count / 1_256_537_516) == 72
+
+
+def test_the_commercial_file_is_found_by_its_name(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors") | {
+        "track_head.tracker.query_ref_token": torch.zeros(1, 2, 388)
+    }
+    torch.save(state, folder / "vggt_1B_commercial.pt")
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(load_vggt(folder).aggregator.camera_token, state["aggregator.camera_token"])
+
+
+@pytest.mark.parametrize("heads", [None, (), ("depth_head",)])
+def test_a_config_is_told_without_a_weight_being_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, heads: tuple[str, ...] | None
+) -> None:
+    want = load_vggt(folder, heads=heads).config
+
+    def explode(*_: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr("stillroom.students.encoders.vggt_load.load_state", explode)
+    assert encoder_config(folder, heads=heads) == want
+
+
+def test_published_checkpoints_have_a_config_before_they_are_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("facebook/VGGT-1B", "facebook/VGGT-1B-Commercial"):
+        assert encoder_config(name) == VGGTConfig()
+        assert encoder_config(name, heads=("depth_head",)).heads_present == ("depth",)
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "vggt_1B_commercial.pt"])
+def test_of_a_hub_model_one_file_of_weights_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    hub, cache = tmp_path / "hub", tmp_path / "cache"
+    hub.mkdir()
+    cache.mkdir()
+    shutil.copy(folder / "config.json", hub)
+    if weights.endswith(".pt"):
+        torch.save(load_file(folder / "model.safetensors"), hub / weights)
+    else:
+        shutil.copy(folder / "model.safetensors", hub)
+        (hub / "model.pt").write_bytes(b"the same again, not wanted")
+
+    def download(hub_id: str, name: str) -> str:
+        if not (hub / name).is_file():
+            raise EntryNotFoundError(f"{hub_id} has no {name}")
+        return shutil.copy(hub / name, cache / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert load_vggt("somebody/vggt").config == CONFIG
+    assert {file.name for file in cache.iterdir()} == {"config.json", weights}
+    (hub / weights).unlink()
+    (hub / "model.pt").unlink(missing_ok=True)
+    with pytest.raises(BadInputError, match="neither a folder nor a hub model"):
+        load_vggt("somebody/vggt")

@@ -1,29 +1,34 @@
-"""The label store: whole, resumable, and honest about what is wrong with it."""
+"""Labelling: whole, resumable, shared among workers, and the same rows whoever does it."""
 
+import functools
 import json
+import multiprocessing
+import resource
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stillroom.records import BadInputError
+from stillroom.records import SIGNALS, BadInputError, Question, Scene, Signal, TeacherLabel
 from stillroom.scenes.store import open_store
-from stillroom.teachers import label as labelling
-from stillroom.teachers.label import label_scenes
-from stillroom.teachers.label_store import open_labels, problems
+from stillroom.teachers import label_ledger
+from stillroom.teachers.label import label_scenes, layout_for
+from stillroom.teachers.label_check import problems, status
+from stillroom.teachers.label_store import open_labels
 from stillroom.teachers.truth import TruthTeacher
 from stillroom.testing import FixedTeacher, tiny_store
 
-SIGNALS = ("answers", "topk_logits")
+LOGITS = ("answers", "topk_logits")
 
 
 def run(scenes: Path, out: Path, **more: object) -> int:
-    return label_scenes(
-        scenes, FixedTeacher, out, teacher={"name": "fixed"}, signals=SIGNALS, **more
-    )
+    given = {"teacher": {"name": "fixed"}, "signals": LOGITS, "scenes_per_part": 2, **more}
+    teacher = given.pop("load_teacher", FixedTeacher)
+    return label_scenes(scenes, teacher, out, **given)
 
 
 def everything(out: Path) -> dict[str, tuple]:
@@ -42,9 +47,16 @@ def everything(out: Path) -> dict[str, tuple]:
     }
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): data for file, data in files_of(folder).items()}
+
+
 @pytest.fixture
-def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(labelling, "SCENES_PER_SHARD", 2)
+def scenes(tmp_path: Path) -> Path:
     return tiny_store(tmp_path / "scenes", scenes=5)
 
 
@@ -52,42 +64,74 @@ def test_every_question_of_every_scene_gets_one_row(scenes: Path, tmp_path: Path
     assert run(scenes, tmp_path / "labels") == 5
     asked = {question.question_id for question in open_store(scenes).questions()}
     assert set(everything(tmp_path / "labels")) == asked
-    assert problems(tmp_path / "labels") == []
+    assert problems(tmp_path / "labels", scenes=[scenes]) == []
+    # Three shards of a part each, and nothing of the way there.
+    assert sorted(p.name for p in (tmp_path / "labels").iterdir()) == [
+        "labels",
+        "ledger",
+        "manifest.json",
+        "tensors",
+    ]
 
 
-def test_tensors_come_back_as_the_teacher_gave_them(scenes: Path, tmp_path: Path) -> None:
-    run(scenes, tmp_path / "labels")
-    store = open_store(scenes)
-    scene = store.scene(store.scene_ids()[3])
-    given = FixedTeacher().label(scene, store.questions(scene.scene_id), SIGNALS)
-    kept = open_labels(tmp_path / "labels").labels(scene.scene_id)
-    for before, after in zip(given, kept, strict=True):
-        np.testing.assert_array_equal(before.topk_ids, after.topk_ids)
-        np.testing.assert_array_equal(before.topk_logits, after.topk_logits)
-        np.testing.assert_array_equal(before.logsumexp, after.logsumexp)
+def test_shards_are_many_in_a_small_store_and_never_large() -> None:
+    assert [layout_for(n).scenes_per_shard for n in (1, 20, 500, 10_000, 10**6)] == [
+        5,
+        5,
+        15,
+        200,
+        200,
+    ]
+    assert layout_for(10**6).shards(10**6) == 5_000
 
 
 def test_a_finished_store_is_not_labelled_again(scenes: Path, tmp_path: Path) -> None:
     run(scenes, tmp_path / "labels")
-    before = {f: f.read_bytes() for f in (tmp_path / "labels").rglob("*") if f.is_file()}
+    before = files_of(tmp_path / "labels")
     assert run(scenes, tmp_path / "labels") == 0
-    assert before == {f: f.read_bytes() for f in (tmp_path / "labels").rglob("*") if f.is_file()}
+    assert before == files_of(tmp_path / "labels")
 
 
-def test_two_processes_write_the_same_rows_as_one(scenes: Path, tmp_path: Path) -> None:
-    run(scenes, tmp_path / "one")
-    run(scenes, tmp_path / "two", workers=2)
-    assert everything(tmp_path / "one") == everything(tmp_path / "two")
+def test_two_processes_write_the_same_bytes_as_one(scenes: Path, tmp_path: Path) -> None:
+    run(scenes, tmp_path / "one", signals=SIGNALS)
+    run(scenes, tmp_path / "two", signals=SIGNALS, workers=2)
+    assert contents_of(tmp_path / "one") == contents_of(tmp_path / "two")
+
+
+def test_two_commands_on_one_store_share_the_work(scenes: Path, tmp_path: Path) -> None:
+    run(scenes, tmp_path / "calm")
+    slow = functools.partial(FixedTeacher, pause_s=0.05)
+    started = []
+    context = multiprocessing.get_context("spawn")
+    for _ in range(2):
+        process = context.Process(
+            target=functools.partial(
+                label_scenes,
+                scenes,
+                slow,
+                tmp_path / "shared",
+                teacher={"name": "fixed"},
+                signals=LOGITS,
+                scenes_per_part=1,
+            )
+        )
+        process.start()
+        started.append(process)
+    for process in started:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    assert problems(tmp_path / "shared", scenes=[scenes]) == []
+    assert everything(tmp_path / "shared") == everything(tmp_path / "calm")
 
 
 def test_another_teacher_is_refused_and_nothing_is_touched(scenes: Path, tmp_path: Path) -> None:
     run(scenes, tmp_path / "labels")
-    before = {f: f.read_bytes() for f in (tmp_path / "labels").rglob("*") if f.is_file()}
+    before = files_of(tmp_path / "labels")
     with pytest.raises(BadInputError, match="other settings"):
-        label_scenes(
-            scenes, FixedTeacher, tmp_path / "labels", teacher={"name": "else"}, signals=SIGNALS
-        )
-    assert before == {f: f.read_bytes() for f in (tmp_path / "labels").rglob("*") if f.is_file()}
+        run(scenes, tmp_path / "labels", teacher={"name": "else"})
+    with pytest.raises(BadInputError, match="other settings"):
+        run(scenes, tmp_path / "labels", signals=("answers",))
+    assert before == files_of(tmp_path / "labels")
 
 
 def test_a_folder_of_something_else_is_refused(scenes: Path, tmp_path: Path) -> None:
@@ -98,79 +142,292 @@ def test_a_folder_of_something_else_is_refused(scenes: Path, tmp_path: Path) -> 
     assert (tmp_path / "labels" / "thesis.txt").read_text() == "precious"
 
 
-def test_a_shard_without_its_ledger_line_is_written_again(scenes: Path, tmp_path: Path) -> None:
+def test_a_store_of_an_older_version_is_refused(scenes: Path, tmp_path: Path) -> None:
     run(scenes, tmp_path / "labels")
-    whole = everything(tmp_path / "labels")
-    ledger = tmp_path / "labels" / "ledger.jsonl"
-    lines = ledger.read_text().splitlines(keepends=True)
-    ledger.write_text("".join(lines[:-1]) + lines[-1][:10])  # torn in the middle of a line
-    assert run(scenes, tmp_path / "labels") == 1
+    manifest = tmp_path / "labels" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    for use in (lambda: run(scenes, tmp_path / "labels"), lambda: open_labels(manifest.parent)):
+        with pytest.raises(BadInputError, match="has version 1, this stillroom reads 2"):
+            use()
+
+
+def test_truth_answers_and_has_no_logits(scenes: Path, tmp_path: Path) -> None:
+    truth = {"load_teacher": TruthTeacher, "teacher": {"name": "truth"}}
+    with pytest.raises(BadInputError, match="answers alone, no topk_logits"):
+        run(scenes, tmp_path / "truth", **truth)
+    # What was refused left nothing behind: the right command takes the same folder.
+    run(scenes, tmp_path / "truth", **truth, signals=("answers",))
+    asked = {q.question_id: q.answer for q in open_store(scenes).questions()}
+    assert open_labels(tmp_path / "truth").answers() == asked
+
+
+class AnswersOnly:
+    """A teacher that says nothing but answers, whatever it is asked for."""
+
+    def label(
+        self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
+    ) -> list[TeacherLabel]:
+        return [
+            TeacherLabel(
+                scene_id=scene.scene_id,
+                question_id=q.question_id,
+                answer="no",
+                answer_ids=np.array([300, 2]),
+            )
+            for q in questions
+        ]
+
+
+@pytest.mark.parametrize(
+    "signal", ["topk_logits", "reference_logits", "last_hidden", "attention", "scene_features"]
+)
+def test_a_teacher_that_leaves_a_signal_out_is_refused(
+    signal: Signal, scenes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInputError, match=f"the teacher fixed gives no {signal}; leave it out"):
+        run(scenes, tmp_path / "labels", load_teacher=AnswersOnly, signals=(signal,))
+
+
+def test_rows_say_whether_geometry_was_given_or_predicted(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from stillroom.scenes.store import write_manifest, write_shard
+    from stillroom.testing import tiny_questions, tiny_scene
+
+    given, guessed = tiny_scene(0), replace(tiny_scene(1), source="photos+predicted")
+    asked = [*tiny_questions(given), *tiny_questions(guessed)]
+    write_shard(tmp_path / "scenes", 0, [given, guessed], asked)
+    write_manifest(tmp_path / "scenes", {})
+    run(tmp_path / "scenes", tmp_path / "labels")
+    store = open_labels(tmp_path / "labels")
+    assert {row["geometry"] for row in store.rows(given.scene_id)} == {"given"}
+    assert {row["geometry"] for row in store.rows(guessed.scene_id)} == {"predicted"}
+
+
+# A disk that is full. ---------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(scenes, tmp_path / "calm")
+    whole = everything(tmp_path / "calm")
+    real, writes = label_ledger.write_atomically, []
+
+    def full(path: Path, data: bytes) -> None:
+        writes.append(path)
+        if len(writes) == 7:
+            raise OSError(28, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(label_ledger, "write_atomically", full)
+    with pytest.raises(BadInputError, match=r"cannot write to .* \(No space left on device\)"):
+        run(scenes, tmp_path / "labels")
+    monkeypatch.undo()
+    kept = status(tmp_path / "labels")["scenes"]
+    assert 0 < kept < 5
+    assert run(scenes, tmp_path / "labels") == 5 - kept
     assert everything(tmp_path / "labels") == whole
     assert problems(tmp_path / "labels") == []
 
 
-def test_verify_finds_a_flipped_byte_and_a_missing_file(scenes: Path, tmp_path: Path) -> None:
-    run(scenes, tmp_path / "labels")
-    victim = tmp_path / "labels" / "tensors" / "00001.safetensors"
-    data = bytearray(victim.read_bytes())
-    data[-3] ^= 1
-    victim.write_bytes(bytes(data))
-    assert any("00001.safetensors" in problem for problem in problems(tmp_path / "labels"))
-    victim.unlink()
-    assert any("missing" in problem for problem in problems(tmp_path / "labels"))
-
-
-def test_truth_answers_and_has_no_logits(scenes: Path, tmp_path: Path) -> None:
-    label_scenes(
-        scenes, TruthTeacher, tmp_path / "truth", teacher={"name": "truth"}, signals=("answers",)
-    )
-    truth = {q.question_id: q.answer for q in open_store(scenes).questions()}
-    assert open_labels(tmp_path / "truth").answers() == truth
-    with pytest.raises(BadInputError, match="no logits"):
-        label_scenes(
-            scenes, TruthTeacher, tmp_path / "more", teacher={"name": "truth"}, signals=SIGNALS
-        )
-
-
-SLOW_LABELLING = """
-import sys, time
+QUOTA = """
+import resource, sys
 from pathlib import Path
-from stillroom.teachers import label as labelling
+from stillroom.records import BadInputError
+from stillroom.teachers.label import label_scenes
 from stillroom.testing import FixedTeacher
-labelling.SCENES_PER_SHARD = 2
 
-class Slow(FixedTeacher):
-    def label(self, *given):
-        time.sleep(0.05)
-        return super().label(*given)
-
-labelling.label_scenes(Path(sys.argv[1]), Slow, Path(sys.argv[2]), teacher={"name": "fixed"},
-                       signals=("answers", "topk_logits"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    label_scenes(Path(sys.argv[1]), FixedTeacher, Path(sys.argv[2]), teacher={"name": "fixed"},
+                 signals=("answers", "topk_logits"), scenes_per_part=2)
+except BadInputError as error:
+    sys.exit(f"refused: {error}")
 """
 
 
-def test_killed_at_five_moments_it_ends_with_the_same_rows(tmp_path: Path) -> None:
-    scenes = tiny_store(tmp_path / "scenes", scenes=20)
-    command = [sys.executable, "-c", SLOW_LABELLING, str(scenes)]
-    subprocess.run([*command, str(tmp_path / "calm")], check=True)
-    seen = []
-    for shards_before in (1, 3, 5, 7, 9):
-        process = subprocess.Popen([*command, str(tmp_path / "killed")])
-        ledger = tmp_path / "killed" / "ledger.jsonl"
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            done = len(ledger.read_text().splitlines()) if ledger.exists() else 0
-            if done >= shards_before:
-                break
-            time.sleep(0.002)
-        process.kill()
-        process.wait()
-        seen.append(len(ledger.read_text().splitlines()))
-    print(f"shards done at each kill: {seen}")
-    assert seen == sorted(seen)
-    assert seen[0] < 10, "the first kill came after the end"
-    subprocess.run([*command, str(tmp_path / "killed")], check=True)
-    assert everything(tmp_path / "killed") == everything(tmp_path / "calm")
-    ledger_lines = (tmp_path / "killed" / "ledger.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in ledger_lines]
-    assert sorted(line["shard"] for line in lines) == list(range(10))
+def test_a_quota_stops_the_real_command_and_leaves_no_torn_file(
+    scenes: Path, tmp_path: Path
+) -> None:
+    assert resource.RLIMIT_FSIZE  # the system that is tested knows quotas
+    words = [sys.executable, "-c", QUOTA, str(scenes), str(tmp_path / "labels")]
+    stopped = subprocess.run([*words, "1500"], capture_output=True, text=True)
+    assert stopped.stderr.startswith("refused: cannot write to"), stopped.stderr
+    assert "File too large" in stopped.stderr
+    left = [p.name for p in (tmp_path / "labels").rglob("*") if p.name.startswith(".")]
+    assert left == []
+    subprocess.run([*words, "1000000"], check=True)
+    assert problems(tmp_path / "labels", scenes=[scenes]) == []
+    run(scenes, tmp_path / "calm")
+    assert everything(tmp_path / "labels") == everything(tmp_path / "calm")
+
+
+# Parts and torn ledgers. ------------------------------------------------------------------------
+
+
+def stopped_after(scenes: Path, out: Path, parts: int, **more: object) -> None:
+    """Label until so many parts are durable, then stop as an exception would."""
+
+    class Stop(Exception):
+        pass
+
+    def progress(done: int, total: int) -> None:
+        if done >= 2 * parts:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(scenes, out, progress=progress, **more)
+
+
+def one_large_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillroom.teachers.label.SHARDS", 1)
+
+
+def test_parts_are_gone_on_with_and_the_teacher_is_asked_only_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_large_shard(monkeypatch)
+    scenes = tiny_store(tmp_path / "scenes", scenes=8)
+    run(scenes, tmp_path / "calm", signals=SIGNALS)
+    stopped_after(scenes, tmp_path / "labels", 2, signals=SIGNALS)
+    assert len(list((tmp_path / "labels" / "parts" / "00000").iterdir())) == 6
+    assert status(tmp_path / "labels")["scenes"] == 4
+    assert any("1 of 1 shards are not finished" in p for p in problems(tmp_path / "labels"))
+    teacher = FixedTeacher()
+    assert run(scenes, tmp_path / "labels", load_teacher=lambda: teacher, signals=SIGNALS) == 4
+    assert teacher.scenes_labelled == 4
+    assert problems(tmp_path / "labels", scenes=[scenes]) == []
+    assert contents_of(tmp_path / "calm") == contents_of(tmp_path / "labels")
+    assert not (tmp_path / "labels" / "parts").exists()
+
+
+@pytest.mark.parametrize("damage", ["torn line", "flipped byte", "missing file", "stray file"])
+def test_a_damaged_part_is_done_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_large_shard(monkeypatch)
+    scenes = tiny_store(tmp_path / "scenes", scenes=6)
+    run(scenes, tmp_path / "calm")
+    stopped_after(scenes, tmp_path / "labels", 2)
+    ledger = tmp_path / "labels" / "ledger" / "00000.jsonl"
+    file = tmp_path / "labels" / "parts" / "00000" / "00001.tensors.safetensors"
+    if damage == "torn line":
+        ledger.write_text(ledger.read_text()[:-30])
+    elif damage == "flipped byte":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(bytes(data))
+    elif damage == "missing file":
+        file.unlink()
+    else:
+        (file.parent / ".00002.labels.parquet.999").write_bytes(b"half")
+    teacher = FixedTeacher()
+    run(scenes, tmp_path / "labels", load_teacher=lambda: teacher)
+    assert teacher.scenes_labelled == (2 if damage == "stray file" else 4)
+    assert files_of(tmp_path / "calm").keys() == {
+        tmp_path / "calm" / p.relative_to(tmp_path / "labels")
+        for p in files_of(tmp_path / "labels")
+    }
+    assert everything(tmp_path / "labels") == everything(tmp_path / "calm")
+
+
+def test_a_broken_shard_that_is_deleted_is_made_again(scenes: Path, tmp_path: Path) -> None:
+    run(scenes, tmp_path / "labels")
+    before = files_of(tmp_path / "labels")
+    (tmp_path / "labels" / "tensors" / "00001.safetensors").unlink()
+    assert run(scenes, tmp_path / "labels") == 2
+    assert files_of(tmp_path / "labels") == before
+
+
+# Workers that fail. -----------------------------------------------------------------------------
+
+
+class Refusing(FixedTeacher):
+    """Refuses its third scene."""
+
+    def label(
+        self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
+    ) -> list[TeacherLabel]:
+        if self.scenes_labelled == 2:
+            raise BadInputError("the third scene has no depth")
+        return super().label(scene, questions, signals)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_teacher_refuses_is_one_sentence_whoever_asks(workers: int, tmp_path: Path) -> None:
+    scenes = tiny_store(tmp_path / "scenes", scenes=12)
+    with pytest.raises(BadInputError, match="the third scene has no depth"):
+        run(scenes, tmp_path / "labels", load_teacher=Refusing, workers=workers, scenes_per_part=1)
+    assert run(scenes, tmp_path / "labels", scenes_per_part=1) > 0
+    assert problems(tmp_path / "labels", scenes=[scenes]) == []
+
+
+class Dying(FixedTeacher):
+    """A teacher that runs out of memory: its process is killed with the first scene."""
+
+    def label(
+        self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
+    ) -> list[TeacherLabel]:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+
+def test_workers_that_are_all_killed_are_reported(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="all 2 workers were killed"):
+        run(scenes, tmp_path / "labels", load_teacher=Dying, workers=2)
+
+
+def test_zero_workers_are_refused(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="--workers must be at least 1"):
+        run(scenes, tmp_path / "labels", workers=0)
+    assert not (tmp_path / "labels").exists()
+
+
+def test_status_names_who_is_at_work_and_who_died_is_not_named(
+    scenes: Path, tmp_path: Path
+) -> None:
+    from stillroom.teachers.leases import lease
+
+    run(scenes, tmp_path / "labels")
+    assert status(tmp_path / "labels")["running"] == []
+    with lease(tmp_path / "labels" / "leases" / "00001.lock") as mine:
+        assert mine
+        assert len(status(tmp_path / "labels")["running"]) == 1
+        with lease(tmp_path / "labels" / "leases" / "00001.lock") as again:
+            assert not again
+    # A lock file that a killed process left behind belongs to nobody.
+    lock = tmp_path / "labels" / "leases" / "00002.lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": 0.0}))
+    assert status(tmp_path / "labels")["running"] == []
+    with lease(lock) as mine:
+        assert mine
+
+
+def test_a_lease_goes_from_hand_to_hand_and_is_never_in_two(tmp_path: Path) -> None:
+    from stillroom.teachers.leases import lease
+
+    inside, most, taken = [0], [0], [0]
+    guard = threading.Lock()
+
+    def compete() -> None:
+        for _ in range(200):
+            with lease(tmp_path / "one.lock") as mine:
+                if mine:
+                    with guard:
+                        inside[0] += 1
+                        taken[0] += 1
+                        most[0] = max(most[0], inside[0])
+                    with guard:
+                        inside[0] -= 1
+
+    threads = [threading.Thread(target=compete) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert taken[0] > 1

@@ -8,45 +8,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_llava3d import CONFIG, tiny_model, tiny_teacher
 
 from stillroom.records import Answerer, BadInputError, Question, Scene, Teacher, asked
-from stillroom.teachers.llava3d import LLaVA3D, LLaVA3DTeacher
-from stillroom.teachers.llava3d_config import ClipSize, LLaVA3DConfig
+from stillroom.teachers.llava3d import LLaVA3DTeacher
+from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.teachers.llava3d_load import fill, load_llava3d, save_llava3d
+from stillroom.teachers.llava3d_model import LLaVA3D
 from stillroom.testing import tiny_questions, tiny_scene
 from stillroom.text.tokenizer import load_tokenizer
-
-CONFIG = LLaVA3DConfig(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    vocab_size=1024,
-    max_position_embeddings=512,
-    mm_vision_tower="",
-    clip=ClipSize(
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=28,
-        patch_size=7,
-    ),
-    num_frames=2,
-    frame="view0",
-    prompt="mini",
-    max_new_tokens=6,
-)
-
-
-def tiny_model(config: LLaVA3DConfig = CONFIG) -> LLaVA3D:
-    torch.manual_seed(0)
-    return LLaVA3D(config).eval()
-
-
-def tiny_teacher(config: LLaVA3DConfig = CONFIG) -> LLaVA3DTeacher:
-    return LLaVA3DTeacher(tiny_model(config), load_tokenizer())
 
 
 @pytest.fixture
@@ -83,7 +53,7 @@ def test_a_saved_teacher_comes_back_bit_for_bit(folder: Path) -> None:
 def test_a_saved_teacher_answers_as_before(folder: Path) -> None:
     scene = tiny_scene(3)
     questions = tiny_questions(scene)
-    said = LLaVA3DTeacher.from_folder(folder, device="cpu").label(scene, questions, ["topk_logits"])
+    said = LLaVA3DTeacher.from_folder(folder).label(scene, questions, ["topk_logits"])
     before = tiny_teacher().label(scene, questions, ["topk_logits"])
     for one, other in zip(said, before, strict=True):
         assert one.answer == other.answer
@@ -200,7 +170,7 @@ def test_a_weight_of_another_shape_is_refused(folder: Path) -> None:
         ({"frame": "moon"}, "expected one of source, view0"),
         ({"mm_hidden_size": 7}, "mm_hidden_size 7"),
         ({"vision_config": None}, "without its sizes"),
-        ({"voxel_size": 0.0}, "must be positive"),
+        ({"voxel_size": 0.0}, "voxel_size = 0.0, expected more than 0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(

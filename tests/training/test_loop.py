@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stillroom.records import BadInputError
+from stillroom.training.data_order import rows_at
 from stillroom.training.handed import StepLosses, TrainingDiverged
 from stillroom.training.loop import train
 from stillroom.training.runlog import read_log
@@ -108,6 +109,13 @@ def test_the_log_holds_everything_a_curve_needs(tmp_path: Path) -> None:
     assert row["metrics"].keys() == {"accuracy"}
     assert row["unweighted"] == pytest.approx(sum(row["terms"].values()))
     assert row["weights"].keys() == {"all"}
+    # 4 rows a step with 4 places each; r % 4 + 1 of them have text, those of even rows depth.
+    rows_of_first = rows_at(0, 0, config=tiny_run.CONFIG, rows=tiny_run.ROWS)
+    texts = float(sum(r % 4 + 1 for r in rows_of_first))
+    depths = float(sum(4 for r in rows_of_first if r % 2 == 0))
+    assert rows[0]["labelled"] == {"text": texts, "depth": depths, "accuracy": texts}
+    assert row["grad_norms"].keys() == {"embed", "norm", "depth", "weighting"}
+    assert math.hypot(*row["grad_norms"].values()) == pytest.approx(row["grad_norm"])
     assert row["eta_s"] == 0
     assert min(row["scenes_per_s"], row["grad_norm"], row["lr"]) > 0
 
@@ -151,20 +159,40 @@ def test_what_is_not_finite_stops_the_run_before_the_weights_change(
     assert read_log(tmp_path)[-1]["step"] == 4
 
 
-def test_a_step_in_which_nothing_is_labelled_changes_no_weight(tmp_path: Path) -> None:
+def test_a_step_in_which_nothing_is_labelled_changes_no_weight_and_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = tiny_run.make_model()
     start = model.depth.weight.clone()
     nothing = torch.zeros(1, 4, dtype=torch.bool)
-    tiny_run.run(
-        tmp_path,
-        model=model,
-        config=replace(tiny_run.CONFIG, steps=2, scenes_per_step=1),
-        batch_at=lambda step, micro: (
-            tiny_run.make_batch([0]) | {"text_valid": nothing, "depth_valid": nothing}
-        ),
-    )
+    with caplog.at_level(logging.WARNING, logger="stillroom.training.loop"):
+        result, _, _ = tiny_run.run(
+            tmp_path,
+            model=model,
+            config=replace(tiny_run.CONFIG, steps=2, scenes_per_step=1),
+            batch_at=lambda step, micro: (
+                tiny_run.make_batch([0]) | {"text_valid": nothing, "depth_valid": nothing}
+            ),
+        )
     assert torch.equal(model.depth.weight, start)
-    assert [row["loss"] for row in read_log(tmp_path, kind="step")] == [None, None]
+    rows = read_log(tmp_path, kind="step")
+    assert [row["loss"] for row in rows] == [None, None]
+    assert [row["labelled"]["text"] for row in rows] == [0.0, 0.0]
+    assert result.skipped == 2
+    assert "step 2 has no label: no weight changes (2 such steps so far)" in caplog.text
+
+
+def test_where_every_text_label_is_masked_the_other_terms_go_on(tmp_path: Path) -> None:
+    nothing = torch.zeros(2, 4, dtype=torch.bool)
+    result, _, _ = tiny_run.run(
+        tmp_path,
+        batch_at=lambda step, micro: tiny_run.make_batch([0, 2]) | {"text_valid": nothing},
+    )
+    rows = read_log(tmp_path, kind="step")
+    assert {tuple(row["terms"]) for row in rows} == {("depth",)}
+    assert {row["labelled"]["text"] for row in rows} == {0.0}
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert result.skipped == 0
 
 
 def test_a_term_without_labels_is_off_in_that_step(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -49,9 +50,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def start(out: Path, pause: float) -> subprocess.Popen[bytes]:
+def start(out: Path, pause: float, steps: int = 12) -> subprocess.Popen[bytes]:
     script = Path(__file__).with_name("tiny_run.py")
-    return subprocess.Popen([sys.executable, str(script), str(out), str(pause)])
+    return subprocess.Popen([sys.executable, str(script), str(out), str(pause), str(steps)])
 
 
 def test_kill_9_on_the_way_gives_the_undisturbed_run(tmp_path: Path, undisturbed: Path) -> None:
@@ -72,6 +73,27 @@ def test_kill_9_on_the_way_gives_the_undisturbed_run(tmp_path: Path, undisturbed
     assert not (tmp_path / "result.json").exists()
     assert start(tmp_path, 0).wait(timeout=120) == 0
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_40_steps_are_17_steps_kill_9_and_23_steps(tmp_path: Path) -> None:
+    # 4 of 10 rows a step: the 17th step is in the 7th epoch, the last save before it too.
+    process = start(tmp_path / "killed", 0.1, steps=40)
+    log = tmp_path / "killed" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_bytes().count(b'"kind": "step"') < 17:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 17 <= read_log(log, kind="step")[-1]["step"] < 40
+    config = replace(tiny_run.CONFIG, steps=40)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name in ("killed", "calm"):
+        assert tiny_run.run(tmp_path / name, config=config)[0].steps == 40
+    torch.set_num_threads(threads)
+    assert_same_run(tmp_path / "killed", tmp_path / "calm")
 
 
 @pytest.mark.parametrize("at", range(1, 13))
@@ -184,6 +206,56 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     tiny_run.run(tmp_path)
     with pytest.raises(BadInputError, match="of another model"):
         checkpoint.load_weights(torch.nn.Linear(2, 2), tmp_path / "best.safetensors")
+
+
+@pytest.mark.parametrize("parallel", ["none", "fsdp"])
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, parallel: str) -> None:
+    config = replace(tiny_run.CONFIG, parallel=parallel)
+    for out, model in ((tmp_path / "a", tiny_run.make_model()), (tmp_path / "b", wider())):
+        with pytest.raises(Killed):
+            tiny_run.run(out, config=config, model=model, progress=die_at_5)
+    # Someone moved the files of one run into the folder of another.
+    name = "checkpoint.pt" if parallel == "none" else "checkpoint"
+    (tmp_path / "b" / name).rename(tmp_path / "moved")
+    (tmp_path / "a" / name).rename(tmp_path / "b" / name)
+    with pytest.raises(BadInputError, match=r"of another model: .*depth\.bias.*Choose another"):
+        tiny_run.run(tmp_path / "b", config=config, model=wider())
+
+
+def wider() -> tiny_run.TinyModel:
+    """Another recipe's model: what it says of depth has two numbers."""
+    model = tiny_run.make_model()
+    model.depth = torch.nn.Linear(5, 2)
+    return model
+
+
+def die_at_5(progress: Progress) -> None:
+    if progress.step == 5:
+        raise Killed
+
+
+@pytest.mark.parametrize("name", ["position.json", ".metadata"])
+def test_a_damaged_checkpoint_in_shards_is_named(tmp_path: Path, name: str) -> None:
+    config = replace(tiny_run.CONFIG, parallel="fsdp")
+    with pytest.raises(Killed):
+        tiny_run.run(tmp_path, config=config, progress=die_at_5)
+    [saved] = (tmp_path / "checkpoint").iterdir()
+    (saved / name).write_bytes((saved / name).read_bytes()[:20])
+    with pytest.raises(BadInputError, match="step-00000004 is damaged"):
+        tiny_run.run(tmp_path, config=config)
+
+
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path: Path, undisturbed: Path) -> None:
+    with pytest.raises(Killed):
+        tiny_run.run(tmp_path, progress=die_at_5)
+    path = tmp_path / "settings.json"
+    record = json.loads(path.read_text())
+    for name in ("parallel", "precision", "device", "compile"):
+        del record["train"][name]
+    record["train"]["device"] = "cpu"
+    path.write_text(json.dumps(record))
+    tiny_run.run(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
 
 
 def test_a_tied_parameter_is_saved_once_and_stays_tied(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Run as a script it trains in a folder, slowly, so that a test can kill it.
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from stillroom.training.runlog import TrainResult
 
 ROWS = 10
 CONFIG = TrainConfig(
-    steps=12, scenes_per_step=4, learning_rate=0.05, seed=3, evaluate_every=3, save_every=2
+    steps=12,
+    scenes_per_step=4,
+    learning_rate=0.05,
+    seed=3,
+    evaluate_every=3,
+    save_every=2,
+    device="cpu",
 )
 
 
@@ -158,4 +165,8 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), progress=lambda _: time.sleep(float(sys.argv[2])))
+    run(
+        Path(sys.argv[1]),
+        config=replace(CONFIG, steps=int(sys.argv[3])),
+        progress=lambda _: time.sleep(float(sys.argv[2])),
+    )

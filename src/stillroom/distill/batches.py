@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import FeatureCache
+from stillroom.distill.scene_labels import SceneLabels, scene_labels
+from stillroom.distill.targets import SceneTargets
 from stillroom.engine.naming import UNKNOWN, Words
 from stillroom.engine.packing import Packed, pack_questions, question_places, stack_rows
 from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
 from stillroom.scenes.pixels import object_names
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
+from stillroom.teachers.measures import apart, measured
 from stillroom.teachers.sampling import choose_questions
 from stillroom.text.mentions import mentions, word_tokens
 from stillroom.text.tokenizer import Tokenizer
@@ -38,10 +41,20 @@ class Batch:
     # Names in questions: row, place behind V, and the box meant: centre in view0 [m], log size.
     mention_at: Int[Tensor, "n 2"]
     mention_box: Float[Tensor, "n 6"]
+    # At each of these names: log metres to the first and second thing named; NaN where none.
+    mention_apart: Float[Tensor, "n 2"]
+    # Answers that a number decides: row, place behind V of <bos>, kind of number, its two values.
+    measure_at: Int[Tensor, "m 2"]
+    measure_kind: Int[Tensor, "m"]
+    measure: Float[Tensor, "m 2"]
     # The teacher's logits at every answer token; None where it gave none.
     topk_ids: Int[Tensor, "a k"] | None
     topk_logits: Float[Tensor, "a k"] | None
     logsumexp: Float[Tensor, "a"] | None
+    # What detection, spatial, multi-view and feature terms are taught by; None where they are off.
+    scene: SceneLabels | None = None
+    # The photos, where the encoder's depth head is trained: tokens and own_depth are then not used.
+    photos: UInt8[Tensor, "b v 3 s s"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +101,10 @@ def _item(
     ids = tokenizer.encode_answer(label.answer)
     if label.answer_ids is not None:
         ids = [int(i) for i in label.answer_ids]
-        if max(ids, default=0) >= tokenizer.vocab_size:
+        largest = max([*ids, 0 if label.topk_ids is None else int(label.topk_ids.max())])
+        if largest >= tokenizer.vocab_size:
             raise BadInputError(
-                f"the labels hold token {max(ids)}, the student's tokenizer has "
+                f"the labels hold token {largest}, the student's tokenizer has "
                 f"{tokenizer.vocab_size}: they come from a teacher with another tokenizer"
             )
     return Item(
@@ -111,8 +125,10 @@ class Batches:
         items: Mapping[str, Sequence[Item]],
         prompts: Mapping[str, str],
         tokenizer: Tokenizer,
+        targets: SceneTargets | None = None,
     ) -> None:
-        self.config, self.features = config, features
+        assert targets is None or targets.scene_ids == features.scene_ids
+        self.config, self.features, self.targets = config, features, targets
         self.items, self.start_id = items, tokenizer.bos_id
         self.scene_ids = list(items)
         self.rows = features.rows(self.scene_ids)
@@ -133,6 +149,10 @@ class Batches:
     def at(self, step: int, micro: int) -> Batch:
         """One micro-batch of training."""
         chosen = rows_at(step, micro, config=self.config.train, rows=len(self.scene_ids))
+        return self.sample(chosen, step)
+
+    def sample(self, chosen: Sequence[int], step: int = 0) -> Batch:
+        """Scenes by their number in ``scene_ids``, with the questions that a step asks."""
         picked = [self._pick(index, step) for index in chosen]
         return self.batch([self.rows[index] for index in chosen], picked)
 
@@ -155,7 +175,8 @@ class Batches:
         """Any scenes with any of their questions."""
         own = torch.from_numpy(self.features.own_depth[rows].astype(np.float32))
         views = own.shape[1]
-        prefix = views * self.config.student.vision_grid**2
+        sizes = self.config.student
+        prefix = 1 if sizes.vision_pool == "mean" else views * sizes.vision_grid**2
         layout: dict[str, Any] = {
             "slots": self.config.slots.used,
             "slot_position": self.config.slots.position,
@@ -165,14 +186,22 @@ class Batches:
         packed = stack_rows(
             [pack_questions(row, prefix_length=prefix, **layout) for row in pairs], multiple_of=32
         )
-        at, boxes = [], []
+        at, boxes, away = [], [], []
+        begins, kinds, numbers = [], [], []
         for number, (row, asked) in enumerate(zip(rows, items, strict=True)):
             if not self.config.vision:
                 break
             for start, item in zip(question_places(pairs[number], **layout), asked, strict=True):
-                for place, thing in self.mentions[item.question.question_id]:
-                    at.append((number, start + place))
-                    boxes.append(self.features.objects[row, thing, 2:8])
+                table = self.features.objects[row]
+                said = self.mentions[item.question.question_id]
+                things = [thing for _, thing in said]
+                at += [(number, start + place) for place, _ in said]
+                boxes += [table[thing, 2:8] for thing in things]
+                away += apart(table, things)
+                if (decides := measured(item.question)) is not None:
+                    begins.append((number, start + self._steps_to_answer(item)))
+                    kinds.append(decides[0])
+                    numbers.append(decides[1])
         # Where nothing is known of a scene, no cell is nameless either: nothing is labelled.
         known = self.features.objects[rows][:, :, 0].any(axis=1) & self.config.vision
         cells = self.features.cells[rows].astype(np.int64).reshape(len(rows), -1)
@@ -190,7 +219,32 @@ class Batches:
             name_words=self.words,
             mention_at=torch.tensor(at, dtype=torch.long).reshape(-1, 2),
             mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
+            mention_apart=torch.tensor(away, dtype=torch.float32).reshape(-1, 2),
+            measure_at=torch.tensor(begins, dtype=torch.long).reshape(-1, 2),
+            measure_kind=torch.tensor(kinds, dtype=torch.long),
+            measure=torch.tensor(numbers, dtype=torch.float32).reshape(-1, 2),
+            scene=self.scene(rows),
+            photos=None
+            if self.features.photos is None
+            else torch.from_numpy(np.asarray(self.features.photos[rows])),
             **_logits([item.label for row in items for item in row]),
+        )
+
+    def _steps_to_answer(self, item: Item) -> int:
+        """From a question's first token to the ``<bos>`` that its answer is said from."""
+        slots = self.config.slots
+        return len(item.question_ids) + (slots.used if slots.position == "after" else 0)
+
+    def scene(self, rows: Sequence[int]) -> SceneLabels | None:
+        """What the scenes themselves teach, whatever is asked; None for a blind student."""
+        if self.targets is None or not self.config.vision:
+            return None
+        return scene_labels(
+            self.targets,
+            rows,
+            self.features.cells[rows],
+            self.config.losses,
+            queries=self.config.student.detection_queries,
         )
 
 

@@ -26,12 +26,45 @@ class StudentSizes:
     # usual base of 10,000 nearly all would have turned between a word and the photos.
     rotary_share: float = 1.0
     rope_theta: float = 1e7
+    # Whether a language model from scratch begins with attention that finds what is like itself and
+    # hands it on (engine/initial.py), which saves a small training most of its steps.
+    mimetic_start: bool = True
     # One matrix for token embedding and output.
     tie_embeddings: bool = True
+    # Entries of the vocabulary; 0 is as many as the tokenizer has.
+    vocab_size: int = 0
     # Vision tokens per view: this many rows and columns.
     vision_grid: int = 8
+    # grid: every cell is a token. mean: the whole scene is one token (the papers' literal reading).
+    vision_pool: Literal["grid", "mean"] = "grid"
     # Of more photos than this, so many are looked at, evenly spread.
     max_views: int = 8
+    # The detector, where losses.detection asks for one: how many guesses (more than things in any
+    # scene), its width (a multiple of 32), its layers.
+    detection_queries: int = 16
+    detection_width: int = 64
+    detection_layers: int = 2
+    # Inner width of the head that relates things, where losses.spatial asks for one.
+    relation_width: int = 64
+    # Width of the teacher's features, where losses.spatial or losses.feature ask for them; 0 takes
+    # what the labels have.
+    feature_width: int = 0
+    # Layers below the heads at the names of a question, and below the one where an answer begins;
+    # none is all but the last, and all of them. Layers above can reason with what was found.
+    mention_level: int | None = None
+    measure_level: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a sentence."""
+        for name in ("detection_queries", "detection_layers", "relation_width"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.feature_width < 0:
+            raise BadInputError(f"feature_width must not be negative, got {self.feature_width}")
+        if self.detection_width < 1 or self.detection_width % 32:
+            raise BadInputError(
+                f"detection_width must be a multiple of 32, got {self.detection_width}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +94,110 @@ class LossConfig:
     temperature: float = 2.0
     # Depth terms on the connector's tokens: bins, regression, soft bins.
     depth: bool = True
+    # Train the encoder's depth head too: on measured depth (a term, depth_map) and on whatever
+    # reads its depth. The encoder then sees the photos in every step: what the head reads is too
+    # large to be kept.
+    depth_head: bool = False
     # Two terms where a scene knows its objects: naming (what each vision token shows) and grounding
     # (the box of each thing that a question names).
     grounding: bool = True
-    # uncertainty: learned bounded weights (the paper's Eq. 2); static: all terms weigh 1.
+    # Two terms where a made question knows the numbers behind its answer: apart (how far the things
+    # it names are from each other) and measure (the number that decides), see docs/losses.md.
+    measures: bool = False
+    # Detection: the things of a scene as a set of boxes, guessed from the connector's tokens.
+    detection: bool = False
+    # Share of the generalised IoU of the boxes beside class and box; 0 leaves it out.
+    detection_iou: float = 0.0
+    # Eq. 1 of the paper at points that two photos share, and how things lie to each other.
+    spatial: bool = False
+    # Weight of Eq. 1's likeness across views (its lambda); 0 leaves it out.
+    cross_view: float = 0.1
+    # corrected draws a point's features in two views together; paper keeps the printed sign, which
+    # pushes them apart: for comparison only.
+    sign: Literal["corrected", "paper"] = "corrected"
+    # The depth that two views predict of one point agrees.
+    multi_view: bool = False
+    # Vision tokens, projected, are like the teacher's features of the same place; off where the
+    # label store has no scene_features.
+    feature: bool = False
+    # What brings the cells of two views together: measured depth, or the encoder's own.
+    pairs_from: Literal["measured", "own"] = "measured"
+    # uncertainty: learned bounded weights (the paper's Eq. 2); static: fixed ones.
     weighting: Literal["uncertainty", "static"] = "uncertainty"
+    # Static weights by term; 1 where not named.
+    weights: dict[str, float] = field(default_factory=dict)
+    # Terms that may teach their head alone. Of any other, one that reaches no parameter that the
+    # answer is made from (connector, slots, language model) is an error.
+    reach_nothing: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a sentence."""
+        for name in ("kl_alpha", "detection_iou", "cross_view"):
+            if getattr(self, name) < 0:
+                raise BadInputError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise BadInputError(f"temperature must be positive, got {self.temperature}")
+        if self.weights and self.weighting != "static":
+            raise BadInputError(
+                "losses.weights are fixed weights: they need losses.weighting static (uncertainty "
+                "weighting learns its own)"
+            )
+        unknown = sorted(self.weights.keys() - set(self.terms))
+        if unknown:
+            raise BadInputError(
+                f"losses.weights names {unknown[0]!r}, which is no term that is on; those are "
+                f"{', '.join(self.terms)}"
+            )
+        if any(weight < 0 for weight in self.weights.values()):
+            raise BadInputError(f"losses.weights must not be negative, got {self.weights}")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms that are on, each with one weight, under the names of ``docs/losses.md``."""
+        depth = ("depth_ce", "depth_reg", "depth_kl") if self.depth else ()
+        own = ("depth_map",) if self.depth_head else ()
+        grounding = ("naming", "grounding") if self.grounding else ()
+        measures = ("apart", "measure") if self.measures else ()
+        others = ("detection", "spatial", "multi_view", "feature")
+        asked = (name for name in others if getattr(self, name))
+        return ("text", *depth, *own, *grounding, *measures, *asked)
+
+    @property
+    def parts(self) -> dict[str, dict[str, float]]:
+        """Terms that are sums of several means: what each is made of, with fixed weights."""
+        found: dict[str, dict[str, float]] = {}
+        if self.detection:
+            found["detection"] = {"detection_class": 1.0, "detection_box": 1.0}
+            if self.detection_iou:
+                found["detection"]["detection_iou"] = self.detection_iou
+        if self.spatial:
+            found["spatial"] = {"spatial_feature": 1.0, "spatial_relation": 1.0}
+            if self.cross_view:
+                found["spatial"]["spatial_views"] = self.cross_view
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of a pretrained language model, whose own weights then stay as they are.
+
+    Needs peft (pip install 'stillroom[lora]'). The finished student has the updates added in.
+    """
+
+    # Rank of every update; 0 trains the whole language model instead.
+    rank: int = 0
+    # The updates count alpha / rank.
+    alpha: int = 32
+    # Share of the input that an update does not see in a step.
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a sentence."""
+        if self.rank < 0 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise BadInputError(
+                "lora needs rank >= 0, alpha > 0 and dropout within 0 and 1, got rank "
+                f"{self.rank}, alpha {self.alpha}, dropout {self.dropout}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +215,16 @@ class DistillConfig:
     # The language model to start from: a shipped name, a folder, or a hub id, of the sizes that
     # ``student`` says. Empty is from scratch.
     language_model: str = ""
+    # Low-rank updates instead of all of a pretrained language model's weights.
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    # The tokenizer: a folder or a hub id. Empty is that of the language model it starts from, or
+    # the made worlds'.
+    tokenizer: str = ""
+    # Precision of the frozen encoder's pass; its heads and angles stay fp32 in both.
+    encoder_precision: Literal["fp32", "bf16"] = "fp32"
+    # Where the frozen encoder's features are kept. Empty is the run's own folder; runs that share
+    # one run the encoder once for all of them.
+    features: str = ""
     # False hides the pictures: the retrained blind student.
     vision: bool = True
     # Go on from this checkpoint instead of from scratch; empty is from scratch.
@@ -105,6 +247,10 @@ class DistillConfig:
         if self.questions_per_scene < 1:
             raise BadInputError(
                 f"questions_per_scene must be at least 1, got {self.questions_per_scene}"
+            )
+        if self.lora.rank and not (self.language_model or self.start_from):
+            raise BadInputError(
+                "lora needs a pretrained language_model to update; name one, or set lora.rank 0"
             )
         for name in ("description_share", "other_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.pretrain_batches import cell_objects
 from stillroom.geometry.poses import view0_from_world
 from stillroom.records import BadInputError, Scene, View, content_hash
 from stillroom.scenes.pixels import MOST_OBJECTS, object_table
-from stillroom.scenes.store import SceneStore
+from stillroom.scenes.store import SceneStore, write_atomically
 
 if TYPE_CHECKING:
     from stillroom.students.model import StillroomStudent
     from stillroom.students.processor import StillroomProcessor
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -49,6 +53,8 @@ class FeatureCache:
     cells: Float[np.ndarray, "n v g g"]
     # What is in the scene, as in ``scenes.pixels.object_table``; zeros where nobody knows.
     objects: Float[np.ndarray, "n m 8"]
+    # The photos themselves, where a part of the encoder is trained.
+    photos: UInt8[np.ndarray, "n v 3 s s"] | None = None
 
     def rows(self, scene_ids: Sequence[str]) -> list[int]:
         """Rows of scenes, in their order."""
@@ -67,40 +73,82 @@ def cache_features(
     folder: Path,
     *,
     encoder: str,
+    precision: Literal["fp32", "bf16"] = "fp32",
     progress: Progress | None = None,
 ) -> FeatureCache:
     """Run the encoder over scenes once and keep what the connector reads, in half precision.
 
-    ``encoder`` names the encoder's revision: another encoder, another cache.
+    ``encoder`` names the encoder's revision: another encoder, another cache; so does whatever
+    else shapes the features. Killed at any moment, the next call goes on behind the last scenes
+    that were done. Of two processes that want the same cache one makes it and the other waits.
+
+    Raises:
+        BadInputError: scenes that differ in their number of views.
     """
-    home = folder / f"features-{content_hash([encoder, *scene_ids])}"
-    if not home.exists():
-        partial = home.with_name(f".{home.name}.{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _fill(student, processor, store, scene_ids, partial, progress)
-        (partial / "index.json").write_text(json.dumps({"scene_ids": list(scene_ids)}))
-        os.replace(partial, home)
+    settings = student.config
+    shaped_by = [
+        encoder,
+        precision,
+        str(settings.round_read),
+        str(settings.vision_grid),
+        str(processor.image_size),
+        str(processor.max_views),
+    ]
+    names = list(_ARRAYS)
+    if settings.train_depth_head:
+        names.append("photos")
+        shaped_by.append("photos")
+    home = folder / f"features-{content_hash([*shaped_by, *scene_ids])}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(home.with_name(f".{home.name}.lock")):
+        if not home.exists():
+            partial = home.with_name(f".{home.name}.partial")
+            partial.mkdir(exist_ok=True)
+            read = _Reader(student, processor, store, precision)
+            _fill(read, scene_ids, partial, progress)
+            (partial / "index.json").write_text(json.dumps({"scene_ids": list(scene_ids)}))
+            os.replace(partial, home)
     index = json.loads((home / "index.json").read_text())
-    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
     return FeatureCache(scene_ids=tuple(index["scene_ids"]), **arrays)
 
 
-@torch.no_grad()
-def _fill(
-    student: StillroomStudent,
-    processor: StillroomProcessor,
-    store: SceneStore,
-    scene_ids: Sequence[str],
-    home: Path,
-    progress: Progress | None,
-) -> None:
-    student.eval()
-    arrays: dict[str, np.memmap] = {}
-    for start in range(0, len(scene_ids), SCENES_PER_PASS):
-        scenes = [store.scene(key) for key in scene_ids[start : start + SCENES_PER_PASS]]
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for, and that a killed one lets go."""
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("another run makes %s; waiting for it", lock.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Scenes to what the cache keeps of them."""
+
+    student: StillroomStudent
+    processor: StillroomProcessor
+    store: SceneStore
+    precision: str
+
+    @torch.no_grad()
+    def read(self, scene_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The arrays of ``FeatureCache`` for a few scenes."""
+        student, processor = self.student.eval(), self.processor
+        scenes = [self.store.scene(scene_id) for scene_id in scene_ids]
+        views = {len(processor.chosen(len(scene.views))) for scene in scenes}
+        if len(views) > 1:
+            raise BadInputError(
+                f"the scenes have {min(views)} to {max(views)} views; distil on scenes of one "
+                "number of views, or lower --student.max-views"
+            )
         photos = np.stack([processor.images([v.rgb for v in scene.views]) for scene in scenes])
-        features = student.features(torch.from_numpy(photos))
+        device = student.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            features = student.features(torch.from_numpy(photos).to(device))
         grid = student.config.vision_grid
         values = {
             "tokens": features.tokens,
@@ -109,23 +157,40 @@ def _fill(
             "cells": torch.stack([_cells(scene, processor, grid) for scene in scenes]),
             "objects": torch.from_numpy(np.stack([_objects(scene) for scene in scenes])),
         }
-        for name, value in values.items():
-            array = value.to(torch.float16).numpy()
+        read = {name: value.to("cpu", torch.float16).numpy() for name, value in values.items()}
+        if student.config.train_depth_head:
+            read["photos"] = np.rint(255 * photos).astype(np.uint8)
+        return read
+
+
+def _fill(reader: _Reader, scene_ids: Sequence[str], home: Path, progress: Progress | None) -> None:
+    """Read all scenes into the arrays of ``home``, from where an earlier call was stopped."""
+    done_file = home / "done.json"
+    done = json.loads(done_file.read_text()) if done_file.exists() else 0
+    arrays: dict[str, np.memmap] = {}
+    if done:
+        arrays = {file.stem: np.load(file, mmap_mode="r+") for file in home.glob("*.npy")}
+    for start in range(done, len(scene_ids), SCENES_PER_PASS):
+        chosen = scene_ids[start : start + SCENES_PER_PASS]
+        for name, array in reader.read(chosen).items():
             if name not in arrays:
-                shape = (len(scene_ids), *array.shape[1:])
                 arrays[name] = np.lib.format.open_memmap(
-                    home / f"{name}.npy", mode="w+", dtype=np.float16, shape=shape
+                    home / f"{name}.npy",
+                    mode="w+",
+                    dtype=array.dtype,
+                    shape=(len(scene_ids), *array.shape[1:]),
                 )
             if arrays[name].shape[1:] != array.shape[1:]:
                 raise BadInputError(
-                    f"scenes from {scene_ids[start]} on have {name} of shape {array.shape[1:]}, "
+                    f"scenes from {chosen[0]} on have {name} of shape {array.shape[1:]}, "
                     f"those before {arrays[name].shape[1:]}; distil on scenes of one kind"
                 )
-            arrays[name][start : start + len(scenes)] = array
+            arrays[name][start : start + len(chosen)] = array
+            arrays[name].flush()
+        # Only what has reached the file counts as done.
+        write_atomically(done_file, json.dumps(start + len(chosen)).encode())
         if progress is not None:
-            progress(start + len(scenes), len(scene_ids))
-    for array in arrays.values():
-        array.flush()
+            progress(start + len(chosen), len(scene_ids))
 
 
 def _cells(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:

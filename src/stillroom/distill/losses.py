@@ -1,24 +1,34 @@
 """What the student is taught by, one value per position; ``docs/losses.md`` has the equations.
 
 Nothing here is masked or averaged: ``masked_sum`` keeps what is labelled, and the training loop
-divides once by the labelled positions of the whole step. Logits are taken up to float32.
+divides once by the labelled positions of the whole step. Half precision is taken up to float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stillroom.distill.detection import box_l1, focal, giou_error
 from stillroom.engine.naming import box_error, naming_error
 from stillroom.engine.packing import IGNORE_INDEX
+from stillroom.teachers.measures import measure_error
 
 # Least share of the teacher's mass outside its top k: keeps the logarithm finite where the k are
 # the whole vocabulary's mass up to the rounding of stored 16-bit logits.
 _LEAST_TAIL = 1e-6
+
+Sign = Literal["corrected", "paper"]
+
+
+def widened(values: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """The same in float32, or as it is where it is finer already."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def masked_sum(values: Float[Tensor, "*p"], mask: Bool[Tensor, "*p"]) -> Float[Tensor, ""]:
@@ -39,7 +49,7 @@ def answer_cross_entropy(
     Labels stand where they are predicted, so they are already shifted (``pack_questions``).
     """
     flat = F.cross_entropy(
-        logits.float().reshape(-1, logits.shape[-1]),
+        widened(logits).reshape(-1, logits.shape[-1]),
         labels.reshape(-1).long(),
         ignore_index=IGNORE_INDEX,
         reduction="none",
@@ -65,12 +75,12 @@ def topk_forward_kl(
     Scaled by the temperature's square so that gradients keep their size (Hinton et al. 2015,
     section 2). With k = v there is no other token, and it is the full KL.
     """
-    student, teacher = student_logits.float(), topk_logits.float()
+    student, teacher = widened(student_logits), widened(topk_logits)
     student_outcomes = student.gather(-1, topk_ids.long())  # [*p k]
     if topk_ids.shape[-1] < student.shape[-1]:
         others = student.scatter(-1, topk_ids.long(), -torch.inf).logsumexp(dim=-1, keepdim=True)
         student_outcomes = torch.cat([student_outcomes, others], dim=-1)  # [*p k+1]
-        teacher = torch.cat([teacher, _tail_logit(teacher, logsumexp.float())], dim=-1)
+        teacher = torch.cat([teacher, _tail_logit(teacher, widened(logsumexp))], dim=-1)
     student_logprobs = F.log_softmax(student_outcomes / temperature, dim=-1)
     teacher_logprobs = F.log_softmax(teacher / temperature, dim=-1)
     kl = F.kl_div(student_logprobs, teacher_logprobs, reduction="none", log_target=True)
@@ -129,13 +139,13 @@ def depth_ce(
     edges: Float[Tensor, "edges"],
 ) -> Float[Tensor, "*p"]:
     """-log p(the bin of the depth) at every position, in nats."""
-    logprobs = F.log_softmax(bin_logits.float(), dim=-1)
+    logprobs = F.log_softmax(widened(bin_logits), dim=-1)
     return -logprobs.gather(-1, depth_bin(depth, edges)[..., None])[..., 0]
 
 
 def depth_reg(predicted: Float[Tensor, "*p"], depth: Float[Tensor, "*p"]) -> Float[Tensor, "*p"]:
     """|predicted - depth| at every position, in metres."""
-    return (predicted.float() - depth).abs()
+    return (widened(predicted) - depth).abs()
 
 
 def depth_kl(
@@ -145,8 +155,57 @@ def depth_kl(
 
     The target is a teacher's distribution or ``soft_depth_bins`` of measured depth.
     """
-    logprobs = F.log_softmax(bin_logits.float(), dim=-1)
-    return F.kl_div(logprobs, target_probs.float(), reduction="none").sum(dim=-1)
+    logprobs = F.log_softmax(widened(bin_logits), dim=-1)
+    return F.kl_div(logprobs, widened(target_probs), reduction="none").sum(dim=-1)
+
+
+def feature_error(
+    projected: Float[Tensor, "*p f"], teacher: Float[Tensor, "*p f"]
+) -> Float[Tensor, "*p"]:
+    """Mean squared difference over the channels at every position.
+
+    ``projected`` is W F_s, ``teacher`` the teacher's features there, normalised to zero mean and
+    unit variance each: 1 is what saying nothing (0) costs.
+    """
+    return (widened(projected) - widened(teacher)).square().mean(dim=-1)
+
+
+def cross_view_error(
+    first: Float[Tensor, "*p d"], second: Float[Tensor, "*p d"], *, sign: Sign
+) -> Float[Tensor, "*p"]:
+    """How unlike two views' features of one place are: 1 - cos, from 0 to 2.
+
+    ``sign="paper"`` is cos itself, as Eq. 1 of the paper prints it: minimising that pushes the
+    features of one place apart, against the paper's own text. For comparison only.
+    """
+    likeness = F.cosine_similarity(widened(first), widened(second), dim=-1)
+    return likeness if sign == "paper" else 1 - likeness
+
+
+def relation_kl(logits: Float[Tensor, "*p"], target: Float[Tensor, "*p"]) -> Float[Tensor, "*p"]:
+    """KL(target || student) of a relation that holds or does not, in nats.
+
+    ``target`` is the probability that it holds, ``logits`` the student's log odds of it.
+    """
+    logits = widened(logits)
+    target = target.to(logits.dtype)
+    crossed = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = -torch.special.xlogy(target, target) - torch.special.xlogy(1 - target, 1 - target)
+    return crossed - entropy
+
+
+def multi_view_error(
+    source: Float[Tensor, "*p"],
+    target: Float[Tensor, "*p"],
+    scale: Float[Tensor, "*p"],
+    shift: Float[Tensor, "*p"],
+) -> Float[Tensor, "*p"]:
+    """Squared difference [m^2] of two views' predicted depth [m] of one place.
+
+    ``source`` is carried into the other camera first: ``scale * source + shift [m]`` is its depth
+    there (``geometry.correspond.carried_depth``).
+    """
+    return (scale * widened(source) + shift - widened(target)).square()
 
 
 def _tail_logit(
@@ -165,4 +224,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "depth_kl": depth_kl,
     "naming": naming_error,
     "grounding": box_error,
+    "apart": measure_error,
+    "measure": measure_error,
+    "detection_class": focal,
+    "detection_box": box_l1,
+    "detection_iou": giou_error,
+    "spatial_feature": feature_error,
+    "spatial_views": cross_view_error,
+    "spatial_relation": relation_kl,
+    "multi_view": multi_view_error,
+    "feature": feature_error,
 }

@@ -33,9 +33,11 @@ from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_config import Head
 from stillroom.students.encoders.vggt_load import load_vggt, save_vggt
+from stillroom.training.distributed import join
 from stillroom.training.handed import StepLosses, count_steps
 from stillroom.training.loop import train
-from stillroom.training.runlog import TrainResult, open_run
+from stillroom.training.precision import moved
+from stillroom.training.runlog import TrainResult, refuse_other_run
 
 logger = logging.getLogger(__name__)
 
@@ -110,20 +112,22 @@ def pretrain_encoder(
     *,
     scenes: Path,
     out: Path,
+    start_from: Path | str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Train an encoder on the rooms of a store; a sentence on how it went.
 
     The same call goes on where it was killed. Decoded pictures are kept in ``cache`` beside
-    ``out`` and shared with other trainings.
+    ``out`` and shared with other trainings. ``start_from`` is where the encoder lies that the
+    config names, unless its name is a place. ``out`` is taken when all is ready: what is refused
+    leaves no folder.
 
     Raises:
-        BadInputError: no such store or split, scenes that cannot be trained on, or a folder that
-            holds another run.
+        BadInputError: no such store or split, scenes that cannot be trained on, no such encoder
+            to start from, or a folder that holds another run.
     """
     store = open_store(scenes)
     for split in (config.train_split, config.validation_split):
-        # Before the folder is taken by this run.
         if not store.scene_ids(split):
             raise BadInputError(
                 f"{scenes} holds no scene of the split {split!r}, which this run needs; "
@@ -134,12 +138,15 @@ def pretrain_encoder(
         "config": {k: v for k, v in asdict(config).items() if k != "train"},
         "scenes": content_hash(store.scene_ids()),
     }
-    open_run(out, config=config.train, settings=settings)
+    refuse_other_run(out, config=config.train, settings=settings)
+    processes = join(config.train)
     # Written last: without it the run, finished or not, has something left to do.
     if not (out / "validation.json").exists():
-        rows = _rows(store, config, config.train_split, out)
-        validation = _rows(store, config, config.validation_split, out)
-        model = new_model(config)
+        model = new_model(config, start_from=start_from)
+        _require_whole_patches(store, config, store.scene(store.scene_ids()[0]).views[0].rgb.shape)
+        with processes.main_first():
+            rows = _rows(store, config, config.train_split, out)
+            validation = _rows(store, config, config.validation_split, out)
         result = train(
             config=config.train,
             model=model,
@@ -152,19 +159,23 @@ def pretrain_encoder(
             settings=settings,
             progress=count_steps(progress),
         )
-        _write(model.encoder, result, out)
+        if processes.main:
+            _write(model.encoder, result, out)
+        processes.wait()
     return _sentence(out)
 
 
-def new_model(config: PretrainConfig) -> Pretraining:
-    """Fresh weights from the run's seed, or those of ``start_from`` with a fresh object head.
+def new_model(config: PretrainConfig, *, start_from: Path | str = "") -> Pretraining:
+    """Fresh weights from the run's seed, or those of the encoder that the config names (which
+    lies at ``start_from``, unless its name is a place) with a fresh object head.
 
     Raises:
         BadInputError: the encoder to start from has other sizes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        encoder = load_vggt(config.start_from) if config.start_from else VGGT(config.encoder)
+        where = start_from or config.start_from
+        encoder = load_vggt(where) if config.start_from else VGGT(config.encoder)
         if encoder.config != config.encoder:
             raise BadInputError(
                 f"{config.start_from} holds an encoder of other sizes than the recipe's"
@@ -186,6 +197,7 @@ def validate(model: Pretraining, rows: PretrainRows) -> dict[str, float]:
     number = min(config.validation_scenes, len(rows))
     for start in range(0, number, SCENES_PER_PASS):
         batch = rows.plain_batch(range(start, min(start + SCENES_PER_PASS, number)))
+        batch = moved(batch, next(model.parameters()).device)
         said = model(batch)
         labelled = label_counts(batch, config)
         for name, value in loss_sums(said, batch, config).items():
@@ -199,13 +211,19 @@ def validate(model: Pretraining, rows: PretrainRows) -> dict[str, float]:
 
 def _rows(store: SceneStore, config: PretrainConfig, split: str, out: Path) -> PretrainRows:
     pixels = cache_pixels(store, out.parent / "cache", split=split)
-    height, width = pixels.rgb.shape[-2:]
+    _require_whole_patches(store, config, pixels.rgb.shape[-2:])
+    return PretrainRows(pixels, config)
+
+
+def _require_whole_patches(
+    store: SceneStore, config: PretrainConfig, shape: tuple[int, ...]
+) -> None:
+    height, width = shape[:2]
     patch = config.encoder.patch_size
     if height % patch or width % patch:
         raise BadInputError(
             f"{store.path} has views of {height} x {width}; the encoder needs multiples of {patch}"
         )
-    return PretrainRows(pixels, config)
 
 
 def _write(encoder: VGGT, result: TrainResult, out: Path) -> None:

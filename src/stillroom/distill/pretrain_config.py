@@ -65,7 +65,7 @@ class PretrainConfig:
     reorder: float = 0.5
     # Brightness is multiplied by up to this much more or less.
     brightness: float = 0.1
-    # Go on from this encoder's weights instead of from scratch; empty is from scratch.
+    # Go on from this encoder (a shipped name, a folder or a hub id); empty is from scratch.
     start_from: str = ""
     # Scenes trained on.
     train_split: Literal["train", "val", "test", "shifted"] = "train"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from stillroom.distill.batches import Batch
 from stillroom.distill.config import LossConfig
@@ -15,34 +17,31 @@ from stillroom.distill.losses import (
     soft_depth_bins,
     text_loss,
 )
+from stillroom.distill.scene_labels import label_counts
+from stillroom.distill.scene_terms import scene_terms
 from stillroom.engine.naming import box_error, naming_error, naming_weight
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
 from stillroom.students.connector import VisionFeatures
 from stillroom.students.model import StillroomStudent
+from stillroom.teachers.measures import measure_error
 from stillroom.training.handed import StepLosses
 
 #: Width of the soft depth target, in bins.
 SOFT_BIN_WIDTH = 1.0
 
 DEPTH_TERMS = ("depth_ce", "depth_reg", "depth_kl")
-GROUNDING_TERMS = ("naming", "grounding")
-
-
-def term_names(config: LossConfig) -> tuple[str, ...]:
-    """The terms that are on, under the names of ``docs/losses.md``."""
-    depth = DEPTH_TERMS if config.depth else ()
-    return ("text", *depth, *GROUNDING_TERMS) if config.grounding else ("text", *depth)
 
 
 def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) -> StepLosses:
     """Sums of every term over a micro-batch; ``count_labelled`` has what to divide them by."""
-    features = VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
+    features = seen(student, batch)
     cells = student.cells(features)
-    level = student.config.mention_layers
-    states = student.packed_states(
-        student.pool_cells(cells), batch.packed, (level,) if config.grounding else ()
+    level, above = student.config.mention_layers, student.config.measure_layers
+    levels = ((level,) if config.grounding or config.measures else ()) + (
+        (above,) if config.measures else ()
     )
+    states = student.packed_states(student.pool_cells(cells), batch.packed, levels)
     logits = student.labelled_logits(states, batch.packed)
     labels = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
     text = text_loss(
@@ -55,8 +54,12 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
         temperature=config.temperature,
     )
     terms = {"text": text.sum()}
-    if config.depth:
-        terms |= _depth_terms(student, cells, batch)
+    bin_logits = student.depth_bins(cells) if config.depth or config.multi_view else None
+    if config.depth and bin_logits is not None:
+        terms |= _depth_terms(student, bin_logits, batch)
+    if config.depth_head:
+        error = depth_reg(features.depth, batch.true_depth)
+        terms["depth_map"] = masked_sum(error, batch.true_depth > 0)
     if config.grounding:
         named = states.levels[level][1][tuple(batch.mention_at.T)]
         terms["naming"] = torch.stack(
@@ -66,39 +69,58 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
             ]
         ).sum()
         terms["grounding"] = box_error(student.mention_boxes(named), batch.mention_box).sum()
+    if config.measures and student.measures is not None:
+        named = states.levels[level][1][tuple(batch.mention_at.T)]
+        begins = states.levels[above][1][tuple(batch.measure_at.T)]
+        said = student.measures(begins, batch.measure_kind)
+        terms |= {
+            "apart": measure_error(student.measures.apart(named), batch.mention_apart).sum(),
+            "measure": measure_error(said, batch.measure).sum(),
+        }
+    if batch.scene is not None:
+        terms |= scene_terms(student, cells, bin_logits, batch.scene, config)
     with torch.no_grad():
         answer_ce = answer_cross_entropy(logits, labels).sum()
     return StepLosses(terms=terms, metrics={"answer_ce": answer_ce})
 
 
+def seen(student: StillroomStudent, batch: Batch) -> VisionFeatures:
+    """What the encoder says of the photos: as it was kept, or anew where a part of it learns."""
+    if batch.photos is None:
+        return VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
+    return student.features(batch.photos.float() / 255)
+
+
 @torch.no_grad()
 def tokens_right(student: StillroomStudent, batch: Batch) -> list[bool]:
     """Whether the student would have said each answer token, given the ones before it."""
-    features = VisionFeatures(tokens=batch.tokens, depth=batch.own_depth)
-    logits = student.forward_packed(student.vision_tokens(features), batch.packed)
+    logits = student.forward_packed(student.vision_tokens(seen(student, batch)), batch.packed)
     labels = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
     right: list[bool] = (logits.argmax(dim=-1) == labels).tolist()
     return right
 
 
 def count_labelled(batch: Batch) -> dict[str, float]:
-    """Labelled positions of every term, from the labels alone."""
+    """Labelled positions of every term or part of one, from the labels alone."""
     answers = float((batch.packed.labels != IGNORE_INDEX).sum())
     cells = float((batch.true_depth > 0).sum())
     return {
         "text": answers,
         "answer_ce": answers,
         **dict.fromkeys(DEPTH_TERMS, cells),
+        "depth_map": cells,
         "naming": naming_weight(batch.cell_names[..., 0]),
         "grounding": float(batch.mention_box.numel()),
+        "apart": float(batch.mention_apart.isfinite().sum()),
+        "measure": float(batch.measure.isfinite().sum()),
+        **({} if batch.scene is None else label_counts(batch.scene)),
     }
 
 
 def _depth_terms(
-    student: StillroomStudent, cells: torch.Tensor, batch: Batch
-) -> dict[str, torch.Tensor]:
+    student: StillroomStudent, logits: Float[Tensor, "b v g g bins"], batch: Batch
+) -> dict[str, Tensor]:
     head = student.depth_bins
-    logits = head(cells)  # [b v g g bins]
     valid = batch.true_depth > 0
     # Unmeasured cells get a harmless depth; the mask leaves them out.
     truth = torch.where(valid, batch.true_depth, 1.0)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stillroom.distill.config import LossConfig
+
 #: s = log sigma^2 stays within plus and minus this.
 BOUND = 8.0
 
@@ -79,3 +81,47 @@ class StaticWeights(nn.Module):
     def report(self) -> dict[str, dict[str, float]]:
         """``weights`` by term."""
         return {"weights": dict(self.weights)}
+
+
+class Composite(nn.Module):
+    """Terms that are sums of several means, each with its own count, before another weighting.
+
+    A part that is labelled nowhere in a step is absent, and a term without any part too.
+    """
+
+    def __init__(self, weighting: nn.Module, parts: Mapping[str, Mapping[str, float]]) -> None:
+        super().__init__()
+        self.weighting = weighting
+        #: By part: the term it belongs to, and its fixed weight there.
+        self.place = {
+            part: (term, weight)
+            for term, shares in parts.items()
+            for part, weight in shares.items()
+        }
+
+    def forward(
+        self, terms: Mapping[str, Float[Tensor, ""]], *, share: float = 1.0
+    ) -> Float[Tensor, ""]:
+        """The weighted total of the terms that the parts come to."""
+        joined: dict[str, Tensor] = {}
+        for part, value in terms.items():
+            term, weight = self.place.get(part, (part, 1.0))
+            value = weight * value
+            joined[term] = joined[term] + value if term in joined else value
+        total: Tensor = self.weighting(joined, share=share)
+        return total
+
+    def report(self) -> dict[str, dict[str, float]]:
+        """Weights (and sigmas) by term, as the weighting within has them."""
+        said: dict[str, dict[str, float]] = self.weighting.report()  # type: ignore[operator]
+        return said
+
+
+def make_weighting(config: LossConfig) -> nn.Module:
+    """The weighting of the terms that are on."""
+    weighting: nn.Module
+    if config.weighting == "uncertainty":
+        weighting = BoundedUncertainty(config.terms)
+    else:
+        weighting = StaticWeights(dict.fromkeys(config.terms, 1.0) | config.weights)
+    return Composite(weighting, config.parts) if config.parts else weighting

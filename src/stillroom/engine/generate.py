@@ -33,11 +33,13 @@ Choices = Sequence[Sequence[int]]
 class Decoded:
     """One answer. ``ids`` end with the end-of-sequence id if the model produced it in time.
 
-    With ``topk`` > 0: for every answer position the k largest logits, their ids, and the
-    logsumexp over the whole vocabulary (nats).
+    ``logprob`` is the log-probability of all of them (nats) over the whole vocabulary, also where
+    choices were given. With ``topk`` > 0: for every answer position the k largest logits, their
+    ids, and the logsumexp over the whole vocabulary (nats).
     """
 
     ids: list[int]
+    logprob: float = 0.0
     topk_ids: Int[np.ndarray, "a k"] | None = None
     topk_logits: Float[np.ndarray, "a k"] | None = None
     logsumexp: Float[np.ndarray, "a"] | None = None
@@ -131,15 +133,18 @@ def _decode(row: _Row, *, max_new_tokens: int, eos_id: int, topk: int) -> list[D
     logits = row.first
     alive = list(range(len(logits)))
     answers = [_Answer() for _ in alive]
+    logprobs = torch.zeros(len(alive), device=logits.device)
     for step in range(max_new_tokens):
         said = [answers[question].ids for question in alive]
         chosen = (logits + _bans(logits, said, [row.choices[q] for q in alive])).argmax(dim=-1)
         best = logits.topk(min(topk, logits.shape[-1])) if topk else None
-        logsumexp = logits.logsumexp(dim=-1) if topk else None
+        logsumexp = logits.logsumexp(dim=-1)
+        index = torch.tensor(alive, device=logits.device)
+        logprobs[index] += logits.gather(1, chosen[:, None])[:, 0] - logsumexp
         ids = chosen.tolist()  # the one host sync of the step: who has ended?
         for where, question in enumerate(alive):
             answers[question].ids.append(ids[where])
-            if best is not None and logsumexp is not None:
+            if best is not None:
                 answers[question].best.append(
                     (best.indices[where], best.values[where], logsumexp[where])
                 )
@@ -151,7 +156,8 @@ def _decode(row: _Row, *, max_new_tokens: int, eos_id: int, topk: int) -> list[D
             chosen = chosen[torch.tensor(kept, device=chosen.device)]
         row.forget(alive)
         logits = row.extend(alive, chosen)
-    return [answer.finish() for answer in answers]
+    totals = logprobs.tolist()
+    return [answer.finish(total) for answer, total in zip(answers, totals, strict=True)]
 
 
 def _bans(
@@ -174,13 +180,19 @@ class _Answer:
     ids: list[int] = field(default_factory=list)
     best: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
-    def finish(self) -> Decoded:
+    def finish(self, logprob: float) -> Decoded:
         if not self.best:
-            return Decoded(ids=self.ids)
+            return Decoded(ids=self.ids, logprob=logprob)
         indices, values, logsumexp = (
             torch.stack(part).cpu().numpy() for part in zip(*self.best, strict=True)
         )
-        return Decoded(ids=self.ids, topk_ids=indices, topk_logits=values, logsumexp=logsumexp)
+        return Decoded(
+            ids=self.ids,
+            logprob=logprob,
+            topk_ids=indices,
+            topk_logits=values,
+            logsumexp=logsumexp,
+        )
 
 
 class _Row:

@@ -117,7 +117,7 @@ def read_packed(
             text=whole.last_hidden_state[:, n:],
             levels={k: (states[:, :n], states[:, n:]) for k, states in parts.items()},
         )
-    cache = DynamicCache()
+    cache = _KeptPrefix()
     seen = attention_mask(*(values[:, :n] for values in layout), visibility=visibility)
     scene = _all_states(
         lm,
@@ -172,12 +172,28 @@ def _take(values: Float[Tensor, "b t d"], index: Int[Tensor, "b i"]) -> Float[Te
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
+class _KeptPrefix(DynamicCache):
+    """Keys and values of V by layer. A layer that is computed again, on the way back, finds its
+    own kept already, so that checkpointed activations leave the cache as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """V's own keys and values: nothing stands before them."""
+        self.kept.setdefault(layer_idx, (key_states, value_states))
+        return key_states, value_states
+
+
 class _SharedPrefix(DynamicCache):
     """Keys and values of V read by ``groups`` rows each, without a copy per row kept."""
 
-    def __init__(self, prefix: DynamicCache, groups: int) -> None:
+    def __init__(self, prefix: _KeptPrefix, groups: int) -> None:
         super().__init__()
-        self._prefix = [contents(layer) for layer in prefix.layers]
+        self._prefix = prefix.kept
         self._groups = groups
 
     def update(

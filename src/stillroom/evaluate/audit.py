@@ -24,6 +24,7 @@ from stillroom.evaluate.baselines import (
     right_option,
 )
 from stillroom.evaluate.intervals import Estimate, Resampler
+from stillroom.evaluate.margins import margin_thirds
 from stillroom.evaluate.tasks import kind_of, score
 from stillroom.records import BadInputError, Question
 from stillroom.scenes.facts import MIN_SHARE, MIN_VIEWS, pixel_shares
@@ -33,8 +34,10 @@ from stillroom.scenes.store import SceneStore, open_store
 GUESSERS = ("frequency", "kinds", "words")
 #: A guesser may be so far above chance.
 TOLERANCE = 0.03
-#: With fewer questions of a family only a whole interval above the tolerance is a fault.
+#: With fewer questions of a family only a whole interval above the tolerance is a fault, and
+#: nothing speaks for the family.
 ENOUGH = 2_000
+TOO_FEW = "too few to say"
 #: Pairs of kinds asked at least so often are looked at for the balance of their answers.
 OFTEN = 50
 
@@ -44,6 +47,7 @@ Progress = Callable[[int, int], None]
 def audit(path: Path, *, seed: int = 0, progress: Progress | None = None) -> dict[str, Any]:
     """Accuracy of every guesser by family beside chance, and how fairly questions are asked.
 
+    A family's ``verdict`` is "fair", "fault" or "too few to say"; ``undecided`` names the last.
     Number tasks have no chance of their own: there it is the score of always saying the commonest
     answer, and a guesser above it is no fault.
 
@@ -90,6 +94,7 @@ def audit(path: Path, *, seed: int = 0, progress: Progress | None = None) -> dic
         "questions": len(asked),
         "families": families,
         "shown": shown,
+        "undecided": [row["family"] for row in families if row["verdict"] == TOO_FEW],
         "faults": faults,
         "ok": not faults,
     }
@@ -100,20 +105,25 @@ def lines(report: dict[str, Any]) -> list[str]:
     rows = [f"{report['scenes']} scenes, {report['questions']} questions with options or numbers"]
     rows.append(
         f"{'family':30}{'n':>7}{'chance':>8}  {'frequency':20}{'kinds':20}{'words':20}"
-        "words by margin   lopsided"
+        "words by margin   verdict         lopsided"
     )
     for row in report["families"]:
         said = "".join(f"{_shown_estimate(row[name]):20}" for name in GUESSERS)
         terciles = " ".join(f"{100 * value:4.1f}" for value in row["words_by_margin"])
         rows.append(
             f"{row['family']:30}{row['n']:>7}{100 * row['chance']:>8.1f}  {said}"
-            f"{terciles or '-':18}{row['lopsided'] or '-'}"
+            f"{terciles or '-':18}{row['verdict'] or '-':16}{row['lopsided'] or '-'}"
         )
     shown = report["shown"]
     rows.append(
         f"things named: shown well by {shown['mean_views']:.1f} views on average; "
         f"{shown['hidden']} questions name one that fewer than {MIN_VIEWS} show"
     )
+    if report["undecided"]:
+        rows.append(
+            f"{TOO_FEW} whether these are fair: {', '.join(report['undecided'])}; it takes "
+            f"{ENOUGH:,} questions of a family: audit more rooms"
+        )
     rows += [f"FAULT {fault}" for fault in report["faults"]]
     return rows
 
@@ -135,19 +145,9 @@ def _family(
         chance = float(np.mean([1 / len(q.options) for q in asked]))
     else:
         chance = found["frequency"].score
-    best = max(found, key=lambda guesser: found[guesser].score)
-    known = found[best].score if len(asked) >= ENOUGH else found[best].low
-    fault = ""
     # A bed is longer than a ball, whoever looks: numbers are shown, choices must be fair.
-    if asked[0].options and known > chance + TOLERANCE:
-        fault = (
-            f"the guesser of {best} has {100 * found[best].score:.1f} %, chance is "
-            f"{100 * chance:.1f} %"
-        )
-    margins = np.array([q.margin for q in asked if q.margin is not None])
-    thirds = np.array_split(np.argsort(margins, kind="stable"), 3)
-    rated = len(margins) == len(asked) >= len(thirds)
-    by_margin = [float(scores["words"][where[part]].mean()) for part in thirds] if rated else []
+    verdict, fault = verdict_on(found, chance=chance) if asked[0].options else ("", "")
+    by_margin = [float(scores["words"][where[third]].mean()) for third in margin_thirds(asked)]
     return {
         "family": name,
         "n": len(asked),
@@ -155,8 +155,22 @@ def _family(
         **{guesser: _plain(value) for guesser, value in found.items()},
         "words_by_margin": by_margin,
         "lopsided": _lopsided(asked),
+        "verdict": verdict,
         "fault": fault,
     }
+
+
+def verdict_on(found: Mapping[str, Estimate], *, chance: float) -> tuple[str, str]:
+    """("fair" | "fault" | "too few to say", what the fault is) of one family's guessers."""
+    enough = all(estimate.n >= ENOUGH for estimate in found.values())
+    known = {name: e.score if enough else e.low for name, e in found.items()}
+    best = max(known, key=lambda name: known[name])
+    if known[best] > chance + TOLERANCE:
+        return "fault", (
+            f"the guesser of {best} has {100 * found[best].score:.1f} %, chance is "
+            f"{100 * chance:.1f} %"
+        )
+    return ("fair" if enough else TOO_FEW), ""
 
 
 def _plain(value: Estimate) -> dict[str, float]:

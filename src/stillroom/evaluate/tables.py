@@ -14,6 +14,7 @@ from stillroom.evaluate.coco_java import METEOR_ID, meteor
 from stillroom.evaluate.coco_java import missing as meteor_missing
 from stillroom.evaluate.depth_metrics import mean_errors
 from stillroom.evaluate.intervals import Resampler, above_blind
+from stillroom.evaluate.margins import margin_thirds
 from stillroom.evaluate.metrics import Overlap, fact_overlap, is_vsi, vsi_overall, vsi_task_scores
 from stillroom.evaluate.tasks import kind_of, renderings_of, score
 from stillroom.evaluate.text_overlap import (
@@ -41,7 +42,6 @@ class RowItems:
     parsed: list[str | None]
     # By the stricter rule; None where the scorer has none beside it.
     corrected: list[float | None]
-    margins: list[float | None]
 
     @classmethod
     def of(cls, table: pa.Table) -> RowItems:
@@ -55,7 +55,6 @@ class RowItems:
             scores=np.array(known["score"].to_pylist(), dtype=np.float64),
             parsed=known["parsed"].to_pylist(),
             corrected=known["corrected_score"].to_pylist(),
-            margins=known["margin"].to_pylist(),
         )
 
     def groups(self) -> dict[str, list[int]]:
@@ -136,7 +135,7 @@ def metric_table(
         table["vsi"]["corrected"] = _vsi_corrected(items, {name: groups[name] for name in means})
     if teacher is not None and relative:
         table["teacher_relative"] = _teacher_relative(items, teacher, questions, resampler)
-    table["by_margin"] = _by_margin(items, groups)
+    table["by_margin"] = _by_margin(items, groups, questions)
     table["unparsed"] = {
         name: sum(items.parsed[i] is None for i in where) for name, where in groups.items()
     }
@@ -255,16 +254,15 @@ def _depth_metrics(depth: pa.Table) -> dict[str, Any]:
     }
 
 
-def _by_margin(items: RowItems, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _by_margin(
+    items: RowItems, groups: Mapping[str, Sequence[int]], questions: Mapping[str, Question]
+) -> dict[str, Any]:
     """Accuracy in the thirds of each family's margins: hardest, middle, clearest."""
     table: dict[str, Any] = {}
     for family in FAMILIES:
-        known = [i for i in groups.get(family, ()) if items.margins[i] is not None]
-        if len(known) < 3:
-            continue
-        known.sort(key=lambda i: (items.margins[i], items.question_ids[i]))
-        thirds = [third.tolist() for third in np.array_split(np.array(known), 3)]
-        table[family] = [
-            {"score": float(np.mean(items.scores[third])), "n": len(third)} for third in thirds
-        ]
+        where = groups.get(family, ())
+        thirds = margin_thirds([questions[items.question_ids[i]] for i in where])
+        if thirds:
+            parts = [items.scores[[where[i] for i in third]] for third in thirds]
+            table[family] = [{"score": float(np.mean(part)), "n": len(part)} for part in parts]
     return table

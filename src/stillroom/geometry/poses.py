@@ -58,6 +58,11 @@ def rotation_z(angle: float) -> Float[np.ndarray, "3 3"]:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
+def yaw_of(rotation: Float[np.ndarray, "*n 3 3"]) -> Float[np.ndarray, "*n"]:
+    """Turn about z [rad] of a box's own x axis seen from above; exact for upright boxes."""
+    return np.asarray(np.arctan2(rotation[..., 1, 0], rotation[..., 0, 0]))
+
+
 def rotation_from_wxyz(wxyz: Float[np.ndarray, "*n 4"]) -> Float[np.ndarray, "*n 3 3"]:
     """Rotation matrix of a quaternion of any norm but zero."""
     w, x, y, z = np.moveaxis(wxyz / np.linalg.norm(wxyz, axis=-1, keepdims=True), -1, 0)

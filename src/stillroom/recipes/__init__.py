@@ -8,10 +8,10 @@ from typing import Any
 
 def table(verb: str) -> Mapping[str, Callable[[], Any]]:
     """The recipes of a verb (pretrain-encoder, teach, distill) by name."""
-    from stillroom.recipes import mini
+    from stillroom.recipes import ablations, edge, mini, paper
 
     return {
         "pretrain-encoder": mini.PRETRAIN,
         "teach": mini.TEACH,
-        "distill": mini.DISTILL,
+        "distill": {**mini.DISTILL, **paper.DISTILL, **edge.DISTILL, **ablations.DISTILL},
     }[verb]

@@ -96,7 +96,7 @@ def make_scenes(
         split=split,
         shard_size=shard_size,
     )
-    _check(wish)
+    _check(wish, workers)
     if _finished(out, wish):
         return False
     missing = [number for number in wish.shards if not shard_path(out, "scenes", number).exists()]
@@ -112,7 +112,9 @@ def make_scenes(
     return True
 
 
-def _check(wish: Wish) -> None:
+def _check(wish: Wish, workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise BadInputError(f"--workers must be at least 1, got {workers}")
     if wish.count < 1:
         raise BadInputError(f"--count must be at least 1, got {wish.count}")
     if wish.seed < 0:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,8 @@ from stillroom.records import (
 VERSION = 1
 #: Scenes that share a Parquet row group: what one random access reads.
 ROWS_PER_GROUP = 5
+#: Shards whose file is held open, and whose questions are kept, at any time.
+SHARDS_HELD = 8
 
 _NUMBERS = pa.list_(pa.float64())
 _VIEW = pa.struct(
@@ -96,14 +99,18 @@ assert set(QUESTION_SCHEMA.names) == {entry.name for entry in fields(Question)}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none of it, whenever the process dies."""
+    """The whole file or none of it, whenever the process dies or the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as sink:
-        sink.write(data)
-        sink.flush()
-        os.fsync(sink.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as sink:
+            sink.write(data)
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_manifest(folder: Path, settings: Mapping[str, object]) -> None:
@@ -114,7 +121,7 @@ def write_manifest(folder: Path, settings: Mapping[str, object]) -> None:
     )
 
 
-def read_manifest(folder: Path, *, kind: str = "scenes") -> dict[str, Any]:
+def read_manifest(folder: Path, *, kind: str = "scenes", version: int = VERSION) -> dict[str, Any]:
     """The manifest of a store of ours.
 
     Raises:
@@ -132,9 +139,10 @@ def read_manifest(folder: Path, *, kind: str = "scenes") -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("kind") != kind:
         found = record.get("kind") if isinstance(record, dict) else None
         raise BadInputError(f"{folder} holds a store of kind {found!r}, expected {kind!r}")
-    if record.get("version") != VERSION:
+    if record.get("version") != version:
         raise BadInputError(
-            f"{folder} has version {record.get('version')}, this stillroom reads {VERSION}"
+            f"{folder} has version {record.get('version')}, this stillroom reads {version}; "
+            "make it again in another folder"
         )
     return record
 
@@ -165,26 +173,29 @@ def _write_table(
 
 
 class SceneStore:
-    """A folder of scenes and questions; pictures are read when asked for."""
+    """A folder of scenes and questions; both are read when asked for, a few shards at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = read_manifest(path)
-        shards = sorted((path / "scenes").glob("*.parquet"))
-        if not shards:
+        self._shards = sorted((path / "scenes").glob("*.parquet"))
+        if not self._shards:
             raise BadInputError(
                 f"{path} holds no finished shard of scenes; make or import some first"
             )
-        self._scenes = [_open_parquet(shard) for shard in shards]
         self._place: dict[str, tuple[int, int]] = {}
         self._split: dict[str, Split] = {}
-        for number, shard in enumerate(self._scenes):
-            index = shard.read(columns=["scene_id", "split"]).to_pylist()
+        self._ids: list[list[str]] = []
+        for number, shard in enumerate(self._shards):
+            with _open_parquet(shard) as table:
+                index = table.read(columns=["scene_id", "split"]).to_pylist()
+            self._ids.append([entry["scene_id"] for entry in index])
             for row, entry in enumerate(index):
                 self._place[entry["scene_id"]] = (number, row)
                 self._split[entry["scene_id"]] = entry["split"]
         self._group: tuple[tuple[int, int], list[dict[str, Any]]] | None = None
-        self._questions: dict[str, list[Question]] | None = None
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._asked: OrderedDict[int, dict[str, list[Question]]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._place)
@@ -198,8 +209,8 @@ class SceneStore:
         shard, row = self._place[scene_id]
         group, within = divmod(row, ROWS_PER_GROUP)
         if self._group is None or self._group[0] != (shard, group):
-            rows = self._scenes[shard].read_row_group(group).to_pylist()
-            self._group = ((shard, group), rows)
+            file = _held(self._files, shard, lambda: _open_parquet(self._shards[shard]))
+            self._group = ((shard, group), file.read_row_group(group).to_pylist())
         return _scene(self._group[1][within])
 
     def iter_scenes(self, split: str | None = None) -> Iterator[Scene]:
@@ -210,20 +221,62 @@ class SceneStore:
     def questions(
         self, scene_id: str | None = None, *, split: str | None = None, family: str | None = None
     ) -> list[Question]:
-        """Questions of one scene or of all, narrowed to a split and a family."""
-        if self._questions is None:
-            self._questions = {key: [] for key in self._place}
-            for shard in sorted((self.path / "questions").glob("*.parquet")):
-                for row in _open_parquet(shard).read().to_pylist():
-                    if row["scene_id"] in self._questions:
-                        self._questions[row["scene_id"]].append(_question(row))
+        """Questions of one scene or of all, narrowed to a split and a family.
+
+        Those of one scene cost one shard of memory; those of all are as many as there are.
+        """
         chosen = [scene_id] if scene_id is not None else self.scene_ids(split)
         return [
             question
             for key in chosen
-            for question in self._questions[key]
+            for question in self._questions_of(key)
             if family in (None, question.family)
         ]
+
+    def question_ids(self) -> Iterator[str]:
+        """Ids of all questions in the order of ``questions``; one shard in memory at a time."""
+        for number in range(len(self._shards)):
+            path = self._question_file(number)
+            if path is None:
+                continue
+            with _open_parquet(path) as table:
+                rows = table.read(columns=["scene_id", "question_id"]).to_pylist()
+            asked: dict[str, list[str]] = {}
+            for row in rows:
+                asked.setdefault(row["scene_id"], []).append(row["question_id"])
+            for scene_id in self._ids[number]:
+                yield from asked.get(scene_id, ())
+
+    def _questions_of(self, scene_id: str) -> list[Question]:
+        number = self._place[scene_id][0]
+        return _held(self._asked, number, lambda: self._read_questions(number)).get(scene_id, [])
+
+    def _read_questions(self, number: int) -> dict[str, list[Question]]:
+        found: dict[str, list[Question]] = {}
+        path = self._question_file(number)
+        if path is not None:
+            with _open_parquet(path) as table:
+                for row in table.read().to_pylist():
+                    found.setdefault(row["scene_id"], []).append(_question(row))
+        return found
+
+    def _question_file(self, number: int) -> Path | None:
+        """A shard's questions lie under the number of its scenes."""
+        path = self.path / "questions" / self._shards[number].name
+        return path if path.exists() else None
+
+
+_Kept = TypeVar("_Kept")
+
+
+def _held(kept: OrderedDict[int, _Kept], number: int, make: Callable[[], _Kept]) -> _Kept:
+    """What is kept under a shard's number; the one used longest ago goes when there are many."""
+    if number not in kept:
+        kept[number] = make()
+        if len(kept) > SHARDS_HELD:
+            kept.popitem(last=False)
+    kept.move_to_end(number)
+    return kept[number]
 
 
 def open_store(path: Path | str) -> SceneStore:

@@ -177,12 +177,13 @@ def size_estimation(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candi
 
 def room_size(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
     """Floor area in square metres, of rooms that are rectangles."""
-    if facts.scene.room_size is None or not _rectangular(facts):
+    if facts.scene.room_size is None or not rectangular(facts):
         return []
     return [_number("room_size_estimation", (), float(np.prod(facts.scene.room_size[:2])))]
 
 
-def _rectangular(facts: RoomFacts) -> bool:
+def rectangular(facts: RoomFacts) -> bool:
+    """Whether the floor is known to be the rectangle of ``room_size``."""
     # Rooms of split "shifted" may lack a corner that ``room_size`` knows nothing of.
     return facts.scene.split != "shifted"
 
@@ -245,7 +246,7 @@ def _order(
 
 def route(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
     """One turn between two free straight ways: from A to B, then to C."""
-    if not _rectangular(facts):
+    if not rectangular(facts):
         return []
     found = []
     for (a, b, c), _ in _standings(facts, rng):
@@ -253,7 +254,7 @@ def route(facts: RoomFacts, *, rng: np.random.Generator) -> list[Candidate]:
         # At B one looks away from A.
         turn = turn_deg(corner, 2 * corner - start, goal)
         said = turn_said(turn)
-        if said is None or not (_free(facts, a, b) and _free(facts, b, c)):
+        if said is None or not (free_way(facts, a, b) and free_way(facts, b, c)):
             continue
         kinds = [facts.things[i].category for i in (a, b, c)]
         back = ("back", *(f"{role}|{kind}" for role, kind in zip("abc", kinds)))
@@ -280,7 +281,7 @@ def turn_said(turn: float) -> str | None:
     return None
 
 
-def _free(facts: RoomFacts, a: int, b: int) -> bool:
+def free_way(facts: RoomFacts, a: int, b: int) -> bool:
     """Whether nothing that stands on the floor lies on the straight way between two things."""
     first, last = facts.things[a].box.center[:2], facts.things[b].box.center[:2]
     way = first + np.linspace(0.0, 1.0, 24)[:, None] * (last - first)

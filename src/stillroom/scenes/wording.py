@@ -133,9 +133,14 @@ def phrase(kind: str, names: dict[str, str], *, split: Split, rng: np.random.Gen
     return templates[int(rng.integers(len(templates)))].format(**inside)
 
 
-def named(kind: str, question: str) -> dict[str, str] | None:
-    """The names that a question of that kind was made with; None if no template of it fits."""
-    for template in PHRASINGS.get(kind, ()) + HELD_OUT.get(kind, ()):
+def named(kind: str, question: str, *, split: Split | None = None) -> dict[str, str] | None:
+    """The names that a question of that kind was made with; None if no template of it fits.
+
+    With ``split`` only the templates that are spoken there count.
+    """
+    spoken = () if split == "shifted" else PHRASINGS.get(kind, ())
+    held_out = HELD_OUT.get(kind, ()) if split in (None, "shifted") else ()
+    for template in spoken + held_out:
         pattern = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
         match = re.fullmatch(_groups(pattern), question)
         if match is not None:

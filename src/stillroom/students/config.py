@@ -34,6 +34,8 @@ class StillroomConfig(PretrainedConfig):
     blind: bool = False
     # Without a gradient the encoder's features can be cached.
     freeze_encoder: bool = True
+    # A frozen encoder's depth head may learn all the same.
+    train_depth_head: bool = False
     # Vision tokens per view: this many rows and columns.
     vision_grid: int = 8
     # grid: every cell is a token. mean: the whole scene is one token (the papers' literal reading).
@@ -45,6 +47,20 @@ class StillroomConfig(PretrainedConfig):
     # Layers of the language model below the head that places the things a question names; the
     # layers above can reason with what it found. None is all but the last.
     mention_level: int | None = None
+    # Kinds of numbers that a head predicts where an answer begins, and how many layers stand below
+    # it (None is all); 0 kinds is a student without the head.
+    measures: int = 0
+    measure_level: int | None = None
+    # Guesses of the detector; 0 is a student without one. Its width is a multiple of 32.
+    detection_queries: int = 0
+    detection_width: int = 64
+    detection_layers: int = 2
+    # The names of the kinds it tells apart, in the order of its logits behind "none".
+    detection_kinds: list[str] | None = None
+    # Inner width of the head that tells left, above and in front; 0 is a student without one.
+    relation_width: int = 0
+    # Width of the teacher's features that vision tokens are compared with; 0 where there are none.
+    feature_width: int = 0
     # Latent thinking slots: kind, how many, and on which side of the question.
     slot_kind: Literal["learned", "frozen_random", "filler", "none"] = "learned"
     slot_count: int = 8
@@ -90,6 +106,8 @@ class StillroomConfig(PretrainedConfig):
             return f"image_size {self.image_size} is no multiple of patch_size {vggt.patch_size}"
         if self.vision_grid < 1 or self.max_views < 1:
             return "vision_grid and max_views must be at least 1"
+        if self.train_depth_head and not vggt.depth_head:
+            return "train_depth_head needs an encoder with a depth head"
         if self.slot_count < 0:
             return f"slot_count must not be negative, got {self.slot_count}"
         if not 0 <= self.round_read < vggt.rounds:
@@ -99,6 +117,23 @@ class StillroomConfig(PretrainedConfig):
                 f"mention_level {self.mention_level} must lie in 0.."
                 f"{self.language_model.num_hidden_layers}, the layers of the language model"
             )
+        if not 0 <= self.measure_layers <= self.language_model.num_hidden_layers:
+            return (
+                f"measure_level {self.measure_level} must lie in 0.."
+                f"{self.language_model.num_hidden_layers}, the layers of the language model"
+            )
+        if self.measures < 0:
+            return f"measures must not be negative, got {self.measures}"
+        if self.detection_queries < 0 or self.relation_width < 0 or self.feature_width < 0:
+            return "detection_queries, relation_width and feature_width must not be negative"
+        if self.detection_queries:
+            if not self.detection_kinds:
+                return "a detector needs detection_kinds, the names of what it tells apart"
+            if self.detection_width < 1 or self.detection_width % 32 or self.detection_layers < 1:
+                return (
+                    "detection_width must be a multiple of 32 and detection_layers at least 1, got "
+                    f"{self.detection_width} and {self.detection_layers}"
+                )
         if self.depth_bins < 2 or not 0 < self.depth_near < self.depth_far:
             return "depth_bins must be at least 2 and 0 < depth_near < depth_far"
         return ""
@@ -125,6 +160,12 @@ class StillroomConfig(PretrainedConfig):
         """How many layers stand below the head for names."""
         layers = int(self.language_model.num_hidden_layers)
         return max(layers - 1, 0) if self.mention_level is None else self.mention_level
+
+    @property
+    def measure_layers(self) -> int:
+        """How many layers stand below the head for numbers."""
+        layers = int(self.language_model.num_hidden_layers)
+        return layers if self.measure_level is None else self.measure_level
 
     @property
     def hidden_size(self) -> int:

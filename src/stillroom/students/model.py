@@ -1,4 +1,4 @@
-"""The student: geometry encoder, connector, thinking slots, language model, depth head.
+"""The student: geometry encoder, connector, thinking slots, language model, heads.
 
 ``[V] [T_1..T_K] [Q] <bos> [A] <eos>``: vision tokens, slots, the question, and the answer, whose
 first token is predicted from ``<bos>``. The same row is trained (``forward_packed``), decoded in a
@@ -41,14 +41,33 @@ from stillroom.engine.prefix import PackedStates, ScenePrefix, prefill, read_pac
 from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
+from stillroom.students.detector import Detector
 from stillroom.students.encoders.vggt import VGGT, Head
-from stillroom.students.heads import DepthBins, MentionBoxes
+from stillroom.students.heads import (
+    DepthBins,
+    FeatureProjector,
+    Measures,
+    MentionBoxes,
+    Relations,
+)
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.slots import Slots
 
+#: Modules that draw their own start values.
+_OUR_PARTS = (
+    Connector,
+    Slots,
+    DepthBins,
+    MentionBoxes,
+    Measures,
+    Detector,
+    Relations,
+    FeatureProjector,
+)
+
 
 class StillroomStudent(PreTrainedModel, GenerationMixin):
-    """Answers questions about a scene from photos, and says how deep it believes it to be."""
+    """Answers questions about a scene from photos, and says where it believes things to be."""
 
     config: StillroomConfig
     config_class = StillroomConfig
@@ -71,16 +90,42 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             config.language_model, attn_implementation=config._attn_implementation
         )
         self.post_init()
-        self._freeze()
+        # After all draws: with and without these, every other part starts from the same values.
+        self._add_heads(config, width)
+        self.freeze()
+
+    def _add_heads(self, config: StillroomConfig, width: int) -> None:
+        """The heads that a config asks for; the others are None."""
+        self.measures: Measures | None = None
+        self.detector: Detector | None = None
+        self.relations: Relations | None = None
+        self.feature_projector: FeatureProjector | None = None
+        if config.measures:
+            self.measures = Measures(width, config.measures)
+        if config.detection_queries:
+            self.detector = Detector(
+                width,
+                queries=config.detection_queries,
+                width=config.detection_width,
+                layers=config.detection_layers,
+                kinds=len(config.detection_kinds or ()),
+            )
+        if config.relation_width:
+            self.relations = Relations(width, width=config.relation_width)
+        if config.feature_width:
+            self.feature_projector = FeatureProjector(width, config.feature_width)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of our own parts; encoder and language model have drawn theirs."""
-        if isinstance(module, Connector | Slots | DepthBins | MentionBoxes):
+        if isinstance(module, _OUR_PARTS):
             module.reset_parameters()
 
-    def _freeze(self) -> None:
+    def freeze(self) -> None:
+        """Take the gradient from what the config says is not trained."""
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
+        if self.config.train_depth_head:
+            self.encoder.depth_head.requires_grad_(True)
         if self.config.slot_kind == "frozen_random":
             self.slots.requires_grad_(False)
 
@@ -105,7 +150,8 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     def features(self, images: Float[Tensor, "b v 3 h w"]) -> VisionFeatures:
         """What the encoder says of photos in 0..1; the same every time if it is frozen."""
         config = self.config
-        keep_gradient = torch.is_grad_enabled() and not config.freeze_encoder
+        learns = config.train_depth_head or not config.freeze_encoder
+        keep_gradient = torch.is_grad_enabled() and learns
         heads: tuple[Head, ...] = ("depth",) if config.vggt.depth_head else ()
         with torch.set_grad_enabled(keep_gradient):
             seen = self.encoder.encode(images, [config.round_read], heads=heads)
@@ -348,7 +394,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
                 f"{where} is no checkpoint of this student: {len(wrong)} weights do not fit, "
                 f"first {sorted(wrong)[0]}"
             )
-        student._freeze()
+        student.freeze()
         return (student, info) if wants_info else student
 
 
@@ -374,27 +420,6 @@ def _check_kind(where: Path) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def parameter_table(config: StillroomConfig) -> dict[str, int]:
-    """Parameters by part, and ``total``; counted on the meta device, nothing is allocated."""
-    with torch.device("meta"):
-        student = StillroomStudent(config)
-    table = {"language_model": _count(student.language_model)}
-    table |= {name: _count(part) for name, part in student.encoder.named_children()}
-    table |= {
-        "projector": _count(student.connector.projector),
-        "depth_code": _count(student.connector.depth_code),
-        "slots": _count(student.slots),
-        "depth_bins": _count(student.depth_bins),
-        "mention_boxes": _count(student.mention_boxes),
-    }
-    table["total"] = _count(student)
-    return table
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _register() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stillroom.geometry.cameras import crop_intrinsics, resize_intrinsics
 from stillroom.records import MAX_QUESTION_CHARS, BadInputError
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -19,6 +19,7 @@ Photo = Path | str | Image.Image | UInt8[np.ndarray, "h w 3"]
 
 CONFIG_FILE = "processor_config.json"
 TOKENIZER_FILE = "tokenizer.json"
+_SPECIAL_IDS = ("bos_id", "eos_id", "pad_id")
 
 
 class StillroomProcessor:
@@ -72,6 +73,15 @@ class StillroomProcessor:
             columns = np.minimum((left + place * (right - left)).astype(int), width - 1)
             cut.append(maps[index][np.ix_(rows, columns)].astype(np.float32))
         return np.stack(cut)
+
+    def intrinsics(
+        self, intrinsics: Float[np.ndarray, "3 3"], hw: tuple[int, int]
+    ) -> Float[np.ndarray, "3 3"]:
+        """Intrinsics [px] of the square that ``images`` makes of a photo of height and width."""
+        left, top, right, bottom = _middle(hw[1], hw[0])
+        cropped = crop_intrinsics(intrinsics, left, top)
+        side = (round(bottom - top), round(right - left))
+        return resize_intrinsics(cropped, side, (self.image_size, self.image_size))
 
     # Text. --------------------------------------------------------------------------------------
 
@@ -147,10 +157,10 @@ class StillroomProcessor:
             "processor_class": type(self).__name__,
             "image_size": self.image_size,
             "max_views": self.max_views,
+            **{name: getattr(self.tokenizer, name) for name in _SPECIAL_IDS},
         }
         (home / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-        if self.tokenizer.file.resolve() != (home / TOKENIZER_FILE).resolve():
-            shutil.copyfile(self.tokenizer.file, home / TOKENIZER_FILE)
+        self.tokenizer.save(home / TOKENIZER_FILE)
 
     @classmethod
     def from_pretrained(cls, where: Path | str, **_: Any) -> StillroomProcessor:
@@ -164,7 +174,11 @@ class StillroomProcessor:
             return cls(
                 image_size=int(settings["image_size"]),
                 max_views=int(settings["max_views"]),
-                tokenizer=Tokenizer(_find(where, TOKENIZER_FILE)),
+                tokenizer=Tokenizer(
+                    _find(where, TOKENIZER_FILE),
+                    # Folders older than these settings have the made worlds' tokenizer.
+                    **{name: int(settings[name]) for name in _SPECIAL_IDS if name in settings},
+                ),
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise BadInputError(

@@ -11,6 +11,7 @@ import torch
 
 from stillroom.records import (
     Answer,
+    OrientedBox,
     Question,
     Scene,
     SceneGeometry,
@@ -18,8 +19,13 @@ from stillroom.records import (
     asked,
     content_hash,
 )
+from stillroom.students.detector import found_boxes
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import Photo, StillroomProcessor
+
+#: How sure a guess of the detector must be to be shown. Focal loss leaves even good guesses far
+#: from certain.
+LEAST_SCORE = 0.3
 
 
 class StudentSession:
@@ -39,7 +45,7 @@ class StudentSession:
         images = torch.from_numpy(processor.images(photos)).to(student.device)
         with torch.no_grad():
             features = student.features(images[None])
-        self._depth = None if features.depth_map is None else features.depth_map[0]
+        self._features = features
         self._prefix = student.open_prefix(features)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
@@ -72,11 +78,25 @@ class StudentSession:
         )
         return replace(scene, views=views)
 
-    def geometry(self) -> SceneGeometry:
-        """The student's depth in metres for the photos in ``views``, as the processor cuts them."""
-        if self._depth is None:
-            return SceneGeometry()
-        return SceneGeometry(depth=self._depth.float().cpu().numpy().astype(np.float32))
+    def geometry(self, *, least_score: float = LEAST_SCORE) -> SceneGeometry:
+        """Depth [m] of the photos in ``views``, as the processor cuts them, and boxes in view0.
+
+        Boxes are the guesses that are at least so sure, surest first; a student without a detector
+        has none.
+        """
+        depth, detector = self._features.depth_map, self.student.detector
+        boxes: tuple[tuple[str, OrientedBox], ...] = ()
+        scores: tuple[float, ...] = ()
+        if detector is not None:
+            with torch.no_grad():
+                said = detector(self.student.cells(self._features))
+            kinds = self.student.config.detection_kinds or []
+            boxes, scores = found_boxes(said, kinds, least_score=least_score)
+        return SceneGeometry(
+            depth=None if depth is None else depth[0].float().cpu().numpy().astype(np.float32),
+            boxes=boxes,
+            box_scores=scores,
+        )
 
 
 class StudentAnswerer:

@@ -1,21 +1,14 @@
-"""LLaVA-3D: posed RGB-D views and a question in, words out (specs: arXiv 2409.18125, the release).
-
-Views go through CLIP; every patch gets the embedding of the 3D point that it shows; patches that
-share a voxel are averaged; each voxel is a token of a plain Llama. Module names repeat the
-released checkpoint's keys, so that a state dict is the release's.
-"""
+"""A LLaVA-3D in use: opens scenes, answers, labels, and tells what it knows beside the answer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
-from transformers import CLIPVisionModel, LlamaForCausalLM
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from stillroom.engine.generate import Decoded, greedy_scenes
 from stillroom.engine.prefix import prefill
@@ -24,269 +17,72 @@ from stillroom.records import (
     BadInputError,
     Question,
     Scene,
+    SceneFeatures,
     Signal,
     TeacherLabel,
     content_hash,
 )
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
-from stillroom.teachers.llava3d_voxels import Voxels, draw_kept, patch_points, pool, voxelise
-from stillroom.teachers.preprocess import scene_inputs
-from stillroom.teachers.prompts import (
-    COORDINATE_ID,
-    TEMPLATES,
-    VISUAL_ID,
-    PromptTokenizer,
-    open_tokenizer,
-)
+from stillroom.teachers.llava3d_files import fetch
+from stillroom.teachers.llava3d_load import load_llava3d
+from stillroom.teachers.llava3d_model import LLaVA3D
+from stillroom.teachers.llava3d_place import computing_dtype, place
+from stillroom.teachers.llava3d_signals import Asked, Reading, last_layer_output, read_answers
+from stillroom.teachers.options import TOPK, TeacherOptions
+from stillroom.teachers.preprocess import object_points, photo_inputs, scene_inputs
+from stillroom.teachers.prompts import COORDINATE_ID, TEMPLATES, PromptTokenizer, open_tokenizer
 from stillroom.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assembled:
-    """Sequences ready for the language model; padding is zero vectors, False in ``mask``."""
-
-    embeds: Float[Tensor, "b l d"]
-    mask: Bool[Tensor, "b l"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SceneTokens:
-    """The visual tokens of one scene, and where they come from."""
-
-    tokens: Float[Tensor, "k d"]
-    voxels: Voxels
-    # Means of the patches in every voxel, before the projector and the cap.
-    pooled: Float[Tensor, "m c"]
-    # Voxels that stayed, in the order of the tokens; None if all did.
-    kept: Int[Tensor, "k"] | None
-
-
-class LLaVA3D(LlamaForCausalLM):
-    """A Llama with CLIP and the two point encoders hung into it under the release's names."""
-
-    def __init__(self, config: LLaVA3DConfig) -> None:
-        super().__init__(config.llama())
-        self.settings = config
-        wide, inner = config.clip.hidden_size, config.hidden_size
-        self.model.vision_tower = _ClipTower(config)
-        self.model.mm_projector = nn.Sequential(
-            nn.Linear(wide, inner), nn.GELU(), nn.Linear(inner, inner)
-        )
-        self.model.video_tower = nn.ModuleDict(
-            {
-                "video_tower": nn.ModuleDict({"positional_embedding": _PointEncoder(wide)}),
-                "prompt_encoder": nn.ModuleDict({"pos_emb3d": _PointEncoder(inner)}),
-            }
-        )
-
-    # Stages, in the order of the forward pass. --------------------------------------------------
-
-    def clip_features(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
-        """Patch features of normalised images, row by row over the grid, without class token."""
-        return self.model.vision_tower(images)
-
-    def patch_points(
-        self,
-        depths: Float[Tensor, "*s h w"],
-        poses: Float[Tensor, "*s 4 4"],
-        intrinsics: Float[Tensor, "*s 4 4"],
-    ) -> Float[Tensor, "*s p 3"]:
-        """World metres of every patch, in the configured geometry precision."""
-        dtype = self.geometry_dtype
-        return patch_points(
-            depths.to(dtype), poses.to(dtype), intrinsics.to(dtype), grid=self.settings.clip.grid
-        )
-
-    def embed_points(self, points: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n c"]:
-        """Embeddings of raw metres, to be added to patch features."""
-        return self.model.video_tower["video_tower"]["positional_embedding"](points)
-
-    def coordinate_tokens(self, clicks: Float[Tensor, "k 3"]) -> Float[Tensor, "k d"]:
-        """One language-model token for every point [m] that a question names."""
-        encoder = self.model.video_tower["prompt_encoder"]["pos_emb3d"]
-        return encoder(clicks.to(self.geometry_dtype))
-
-    def scene_tokens(
-        self,
-        images: Float[Tensor, "s v 3 h w"],
-        depths: Float[Tensor, "s v h w"],
-        poses: Float[Tensor, "s v 4 4"],
-        intrinsics: Float[Tensor, "s v 4 4"],
-        *,
-        cap_seeds: Sequence[int] | None = None,
-    ) -> list[SceneTokens]:
-        """The visual tokens of every scene with all that led to them; ``visual_tokens`` has less.
-
-        A scene with more occupied voxels than the cap keeps a random subset in random order, drawn
-        from its entry of ``cap_seeds`` (0 if there are none).
-        """
-        features = self.clip_features(images.flatten(0, 1))  # [s*v p c]
-        points = self.patch_points(depths, poses, intrinsics).flatten(1, 2)  # [s v*p 3]
-        features = features.unflatten(0, images.shape[:2]).flatten(1, 2)  # [s v*p c]
-        features = features + self.embed_points(points)
-        seeds = [0] * len(images) if cap_seeds is None else cap_seeds
-        scenes = []
-        for scene, seed in zip(range(len(images)), seeds, strict=True):
-            voxels = voxelise(points[scene], size=self.settings.voxel_size)
-            pooled = pool(features[scene], voxels, dtype=self.geometry_dtype)
-            kept = draw_kept(len(pooled), self.settings.max_visual_tokens, seed)
-            scenes.append((voxels, pooled, None if kept is None else kept.to(pooled.device)))
-        chosen = [pooled if kept is None else pooled[kept] for _, pooled, kept in scenes]
-        tokens = self.model.mm_projector(torch.cat(chosen)).split([len(part) for part in chosen])
-        return [
-            SceneTokens(tokens=part, voxels=voxels, pooled=pooled, kept=kept)
-            for part, (voxels, pooled, kept) in zip(tokens, scenes, strict=True)
-        ]
-
-    def visual_tokens(
-        self,
-        images: Float[Tensor, "s v 3 h w"],
-        depths: Float[Tensor, "s v h w"],
-        poses: Float[Tensor, "s v 4 4"],
-        intrinsics: Float[Tensor, "s v 4 4"],
-        *,
-        cap_seeds: Sequence[int] | None = None,
-    ) -> list[Tensor]:
-        """What the language model sees of every scene, ``[n d]`` each; n differs by scene.
-
-        ``images`` are normalised for CLIP, ``depths`` metres along z (0 = none), ``poses`` camera
-        to world, ``intrinsics`` for the crop with pixel centres on whole numbers
-        (``preprocess.scene_inputs`` makes all four). Differentiable in the weights.
-        """
-        scenes = self.scene_tokens(images, depths, poses, intrinsics, cap_seeds=cap_seeds)
-        return [scene.tokens for scene in scenes]
-
-    def image_tokens(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p d"]:
-        """The 2D path: every patch of a single image is a token, without any position."""
-        return self.model.mm_projector(self.clip_features(images))
-
-    def assemble(
-        self,
-        input_ids: Int[Tensor, "b t"],
-        visual: Sequence[Tensor],
-        *,
-        clicks: Float[Tensor, "k 3"] | None = None,
-        attention_mask: Int[Tensor, "b t"] | None = None,
-        padding_side: str | None = None,
-    ) -> Assembled:
-        """Token ids with stand-ins to one padded batch of embeddings.
-
-        Visual blocks and clicks are consumed in reading order over the whole batch. Scenes and
-        single images may be mixed. To ``generate`` from a batch, pad on the left.
-
-        Raises:
-            BadInputError: the stand-ins do not match the blocks or the clicks in number.
-        """
-        blocks = {
-            VISUAL_ID: list(visual),
-            COORDINATE_ID: [] if clicks is None else list(self.coordinate_tokens(clicks)[:, None]),
-        }
-        for stand_in, parts in blocks.items():
-            found = int((input_ids == stand_in).sum())
-            if found != len(parts):
-                raise BadInputError(
-                    f"the prompts hold {found} stand-ins {stand_in}, but {len(parts)} were given"
-                )
-        rows = []
-        for index, ids in enumerate(input_ids):
-            if attention_mask is not None:
-                ids = ids[attention_mask[index].bool()]
-            rows.append(self._row(ids, blocks)[: self.settings.tokenizer_model_max_length])
-        return _pad(rows, padding_side or self.settings.tokenizer_padding_side)
-
-    def _row(self, ids: Tensor, blocks: dict[int, list[Tensor]]) -> Tensor:
-        embed = self.get_input_embeddings()
-        parts, start = [], 0
-        for place in (ids < 0).nonzero()[:, 0].tolist():
-            parts += [embed(ids[start:place]), blocks[int(ids[place])].pop(0)]
-            start = place + 1
-        return torch.cat([*parts, embed(ids[start:])])
-
-    def prefix_embeds(
-        self, before: Sequence[int], visual: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "1 m d"]:
-        """What all questions of a scene share: the words before the scene, then its tokens."""
-        words = torch.tensor(before, dtype=torch.long, device=visual.device)
-        return torch.cat([self.get_input_embeddings()(words), visual])[None]
-
-    @property
-    def geometry_dtype(self) -> torch.dtype:
-        """Precision of depths, poses, points and of the means in voxels."""
-        return getattr(torch, self.settings.geometry_dtype)
-
-
-class _ClipLevel(nn.Module):
-    """The level ``vision_model`` of the release's keys, which transformers 5 has not."""
-
-    def __init__(self, config: LLaVA3DConfig) -> None:
-        super().__init__()
-        self.vision_model = CLIPVisionModel(config.clip.transformers())
-
-
-class _ClipTower(nn.Module):
-    """CLIP vision up to the selected layer; what lies behind it is carried but never run."""
-
-    def __init__(self, config: LLaVA3DConfig) -> None:
-        super().__init__()
-        self.layers_run = config.clip_layers_run
-        self.vision_tower = _ClipLevel(config)
-
-    def forward(self, images: Tensor) -> Tensor:
-        clip = self.vision_tower.vision_model
-        states = clip.pre_layrnorm(clip.embeddings(images))
-        for layer in clip.encoder.layers[: self.layers_run]:
-            states = layer(states, None)
-        return states[:, 1:]
-
-
-class _PointEncoder(nn.Module):
-    """3D points [m] to vectors; no frequencies, no range, no centring."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.position_embedding_head = nn.Sequential(
-            nn.Linear(3, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)
-        )
-
-    def forward(self, points: Tensor) -> Tensor:
-        weight = next(self.position_embedding_head.parameters())
-        return self.position_embedding_head(points.to(weight.dtype))
-
-
-def _pad(rows: Sequence[Tensor], side: str) -> Assembled:
-    longest = max(len(row) for row in rows)
-    embeds = rows[0].new_zeros(len(rows), longest, rows[0].shape[1])
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=embeds.device)
-    for index, row in enumerate(rows):
-        span = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
-        embeds[index, span] = row
-        mask[index, span] = True
-    return Assembled(embeds=embeds, mask=mask)
-
-
-# The teacher. -----------------------------------------------------------------------------------
 
 
 class LLaVA3DSession:
     """One scene: its visual tokens and the words before them are read, only questions are left."""
 
     def __init__(self, teacher: LLaVA3DTeacher, scene: Scene) -> None:
-        self.teacher = teacher
+        self.teacher, self.scene = teacher, scene
         model = teacher.model
-        inputs = scene_inputs(scene, model.settings)
+        #: What the cap is drawn from: the scene's id alone, so that two runs agree.
+        self.cap_seed = int(content_hash([scene.scene_id, "cap"])[:8], 16)
+        before = teacher.template.prefix_ids(teacher.tokenizer)
+        with torch.no_grad():
+            read = self._read_photo if teacher.options.vision == "2d" else self._read_scene
+            tokens = read(model)
+            embeds = model.prefix_embeds(before, tokens)
+            self._require_room(embeds.shape[1])
+            #: Where the visual tokens stand in the prefix.
+            self.visual = slice(len(before), embeds.shape[1])
+            with last_layer_output(model) as outputs:
+                self.prefix = prefill(model, embeds, visibility=model.settings.visibility)
+            self._semantics = outputs[0][0, self.visual].float().mean(dim=0)
+
+    def _read_scene(self, model: LLaVA3D) -> Float[Tensor, "n d"]:
+        inputs = scene_inputs(self.scene, model.settings)
         #: Which views were looked at, by number.
         self.views = inputs.views
-        #: What the cap was drawn from: the scene's id alone, so that two runs agree.
-        self.cap_seed = int(content_hash([scene.scene_id, "cap"])[:8], 16)
         arrays = (inputs.images, inputs.depths, inputs.poses, inputs.intrinsics)
-        with torch.no_grad():
-            self.tokens = model.scene_tokens(
-                *(torch.from_numpy(array)[None].to(model.device) for array in arrays),
-                cap_seeds=[self.cap_seed],
-            )[0]
-            before = teacher.template.prefix_ids(teacher.tokenizer)
-            embeds = model.prefix_embeds(before, self.tokens.tokens)
-            self.prefix = prefill(model, embeds, visibility=model.settings.visibility)
+        self.tokens = model.scene_tokens(
+            *(torch.from_numpy(array)[None].to(model.device) for array in arrays),
+            cap_seeds=[self.cap_seed],
+        )[0]
+        self._features = self.tokens.features
+        self._points: Tensor | None = self.tokens.centres(model.settings.voxel_size)
+        self._of_patch: Int[Tensor, "p"] = self.tokens.of_patch
+        return self.tokens.tokens
+
+    def _read_photo(self, model: LLaVA3D) -> Float[Tensor, "n d"]:
+        image, self.views = photo_inputs(self.scene, model.settings)
+        self._features = model.clip_features(torch.from_numpy(image).to(model.device))[0]
+        self._points = None
+        self._of_patch = torch.arange(len(self._features))
+        return model.model.mm_projector(self._features)
+
+    def _require_room(self, prefix: int) -> None:
+        positions = self.teacher.model.settings.max_position_embeddings
+        if prefix >= positions:
+            raise BadInputError(
+                f"scene {self.scene.scene_id} takes {prefix} of the teacher's {positions} "
+                "positions, which leaves none for a question; its config should cap "
+                "max_visual_tokens lower"
+            )
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order."""
@@ -299,69 +95,113 @@ class LLaVA3DSession:
         """Greedy ids, with the ``topk`` largest logits of every answer position if above 0.
 
         Raises:
-            BadInputError: a question does not fit into the model's positions.
+            BadInputError: a question does not fit into the model's positions, or points at an
+                object whose place is not known.
         """
         return self.teacher.decode([(self, questions)], topk=topk)[0]
 
-    def prompts(self, questions: Sequence[Question]) -> list[Float[Tensor, "_ d"]]:
-        """The embeddings of each question with the words around it.
+    def read(
+        self, questions: Sequence[Question], said: Sequence[Decoded], signals: Sequence[Signal]
+    ) -> list[Reading]:
+        """The signals that need the model to be led through given answers, one per question."""
+        teacher, reference = self.teacher, "reference_logits" in signals
+        ids = [teacher.reference_ids(q) if reference else None for q in questions]
+        return read_answers(
+            teacher.model,
+            self.prefix,
+            [
+                Asked(prompt=prompt, said=answer.ids, reference=truth)
+                for prompt, answer, truth in zip(self._prompts(questions), said, ids, strict=True)
+            ],
+            visual=self.visual,
+            hidden="last_hidden" in signals,
+            layer_groups=teacher.layer_groups if "attention" in signals else (),
+            topk=teacher.topk,
+        )
 
-        Raises:
-            BadInputError: a question does not fit into the model's positions.
-        """
-        settings, tokenizer = self.teacher.model.settings, self.teacher.tokenizer
-        embed = self.teacher.model.get_input_embeddings()
+    def features(self) -> SceneFeatures:
+        """What all questions of the scene share, in the order of the visual tokens."""
+        dropped = bool((self._of_patch < 0).any())
+        points = None if self._points is None else self._points.cpu().numpy()
+        return SceneFeatures(
+            scene_id=self.scene.scene_id,
+            pooled=self._features.half().cpu().numpy(),
+            semantics=self._semantics.cpu().numpy(),
+            points=points,
+            patch_token=self._of_patch.cpu().numpy(),
+            views=self.views,
+            cap_seed=self.cap_seed if dropped else None,
+        )
+
+    def _prompts(self, questions: Sequence[Question]) -> list[Float[Tensor, "_ d"]]:
+        """The embeddings of each question with the words around it."""
+        teacher = self.teacher
+        settings = teacher.model.settings
         room = settings.max_position_embeddings - self.prefix.length - settings.max_new_tokens
         prompts = []
         for question in questions:
-            ids = self.teacher.template.question_ids(tokenizer, question)
+            ids = teacher.template.question_ids(
+                teacher.tokenizer, question, task=teacher.options.task
+            )
             if len(ids) > room:
                 raise BadInputError(
                     f"the question has {len(ids)} tokens, but beside this scene the teacher has "
                     f"room for {max(room, 0)}; shorten it"
                 )
+            points = self._pointed_at(question) if COORDINATE_ID in ids else []
             with torch.no_grad():
-                prompts.append(embed(torch.tensor(ids, device=self.teacher.model.device)))
+                prompts.append(teacher.model.embed_prompt(ids, points))
         return prompts
+
+    def _pointed_at(self, question: Question) -> list[tuple[float, float, float]]:
+        if self.teacher.options.vision == "2d":
+            raise BadInputError(
+                f"question {question.question_id} points at places in the room, which a teacher "
+                "that reads a single photo (vision 2d) does not know"
+            )
+        return object_points(self.scene, question.object_ids, self.teacher.model.settings)
 
 
 class LLaVA3DTeacher:
     """A LLaVA-3D with its tokenizer: opens scenes, answers, labels."""
 
-    def __init__(self, model: LLaVA3D, tokenizer: PromptTokenizer, *, topk: int = 32) -> None:
+    def __init__(
+        self, model: LLaVA3D, tokenizer: PromptTokenizer, options: TeacherOptions | None = None
+    ) -> None:
+        self.options = options or TeacherOptions()
+        model.settings = model.settings.adjusted(self.options)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.template = TEMPLATES[model.settings.prompt]
-        #: Logits kept for every answer position of a label.
-        self.topk = topk
+        #: Logits kept for every answer position.
+        self.topk = self.options.topk or TOPK
+        #: Layers whose attention is averaged, group by group.
+        self.layer_groups = self.options.layer_groups(model.settings.num_hidden_layers)
+        # The scene read last: its features are asked for just before or just after its labels.
+        self._last: LLaVA3DSession | None = None
 
     @classmethod
     def from_folder(
-        cls,
-        where: Path | str,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        topk: int = 32,
+        cls, where: Path | str, options: TeacherOptions | None = None
     ) -> LLaVA3DTeacher:
         """A folder or hub id in the released layout; on the GPU if there is one.
 
         Raises:
-            BadInputError: nothing there that can be read.
+            BadInputError: nothing there that can be read, or an option that cannot be met here.
         """
-        # The loader builds LLaVA3D and so stands above this module.
-        from stillroom.teachers.llava3d_load import fetch, load_llava3d
-
+        options = options or TeacherOptions()
         folder = fetch(where)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = load_llava3d(folder, dtype=dtype, device=device)
-        settings = model.settings
+        # What is cheap to refuse comes before the weights.
+        settings = LLaVA3DConfig.read(folder).adjusted(options)
         tokenizer = open_tokenizer(
             folder,
             bos_id=settings.bos_token_id,
             eos_id=settings.eos_token_id,
             vocab_size=settings.vocab_size,
         )
-        return cls(model, tokenizer, topk=topk)
+        options.layer_groups(settings.num_hidden_layers)
+        model = load_llava3d(folder, dtype=computing_dtype(options))
+        place(model, options)
+        return cls(model, tokenizer, options)
 
     def open(self, scene: Scene) -> LLaVA3DSession:
         """Read a scene once.
@@ -374,35 +214,49 @@ class LLaVA3DTeacher:
     def label(
         self, scene: Scene, questions: Sequence[Question], signals: Sequence[Signal]
     ) -> list[TeacherLabel]:
-        """One label per question, in order: the greedy answer, with logits if asked for."""
+        """One label per question, in order: the greedy answer, with the signals asked for.
+
+        ``scene_features`` are no part of a label and come from the method of that name.
+        """
         return self.label_scenes([(scene, questions)], signals)
 
     def label_scenes(
         self, asked: Iterable[tuple[Scene, Sequence[Question]]], signals: Sequence[Signal]
     ) -> list[TeacherLabel]:
-        """The labels of several scenes, one scene after another; their answers grow together."""
+        """The labels of several scenes, one scene after another; their answers grow together.
+
+        Signals that lead the model through its answers need the scene's cache once more, so that
+        scenes are then finished one by one.
+        """
         topk = self.topk if "topk_logits" in signals else 0
+        sessions = self._opened(asked)
+        labels: list[TeacherLabel] = []
+        if {"reference_logits", "last_hidden", "attention"} & set(signals):
+            for session, questions in sessions:
+                said = session.decode(questions, topk=topk)
+                readings = session.read(questions, said, signals)
+                labels += map(self._label, questions, said, readings)
+            return labels
         known: list[Question] = []
 
-        def opened() -> Iterator[tuple[LLaVA3DSession, Sequence[Question]]]:
+        def noted() -> Iterator[tuple[LLaVA3DSession, Sequence[Question]]]:
             # One by one: only scenes that are decoded together are held at once.
-            for scene, questions in asked:
+            for session, questions in sessions:
                 known.extend(questions)
-                yield self.open(scene), questions
+                yield session, questions
 
-        answers = [said for scene in self.decode(opened(), topk=topk) for said in scene]
-        return [
-            TeacherLabel(
-                scene_id=question.scene_id,
-                question_id=question.question_id,
-                answer=self.tokenizer.decode(said.ids),
-                answer_ids=np.array(said.ids, dtype=np.int64),
-                topk_ids=said.topk_ids,
-                topk_logits=said.topk_logits,
-                logsumexp=said.logsumexp,
-            )
-            for question, said in zip(known, answers, strict=True)
-        ]
+        answers = [said for scene in self.decode(noted(), topk=topk) for said in scene]
+        return [self._label(question, said, Reading()) for question, said in zip(known, answers)]
+
+    def scene_features(self, scene: Scene) -> SceneFeatures:
+        """Features of the scene's visual tokens and where they lie.
+
+        A scene that was labelled last, or is labelled next, is read once for both.
+
+        Raises:
+            BadInputError: the scene has no depth, poses or intrinsics.
+        """
+        return self._read_once(scene).features()
 
     def decode(
         self, asked: Iterable[tuple[LLaVA3DSession, Sequence[Question]]], *, topk: int
@@ -416,13 +270,55 @@ class LLaVA3DTeacher:
         return greedy_scenes(
             self.model,
             (
-                (session.prefix, session.prompts(questions), [self._choices(q) for q in questions])
+                (session.prefix, session._prompts(questions), [self._choices(q) for q in questions])
                 for session, questions in asked
             ),
             visibility=settings.visibility,
             max_new_tokens=settings.max_new_tokens,
             eos_id=self.tokenizer.eos_id,
             topk=topk,
+        )
+
+    def reference_ids(self, question: Question) -> list[int] | None:
+        """Ids of the true answer with its end, cut at ``max_new_tokens``; None if none is known."""
+        if not question.answer.strip():
+            return None
+        ids = self.tokenizer.encode_answer(question.answer)
+        return ids[: self.model.settings.max_new_tokens]
+
+    def _opened(
+        self, asked: Iterable[tuple[Scene, Sequence[Question]]]
+    ) -> Iterator[tuple[LLaVA3DSession, Sequence[Question]]]:
+        """A session for each scene, or for each question where nothing is to be shared."""
+        for scene, questions in asked:
+            if self.options.share_scene:
+                yield self._read_once(scene), questions
+            else:
+                for question in questions:
+                    yield self.open(scene), [question]
+
+    def _read_once(self, scene: Scene) -> LLaVA3DSession:
+        if self._last is None or self._last.scene is not scene:
+            self._last = None  # its cache makes room first
+            self._last = self.open(scene)
+        return self._last
+
+    def _label(self, question: Question, said: Decoded, reading: Reading) -> TeacherLabel:
+        truth = None if reading.reference is None else self.reference_ids(question)
+        return TeacherLabel(
+            scene_id=question.scene_id,
+            question_id=question.question_id,
+            answer=self.tokenizer.decode(said.ids),
+            answer_ids=np.array(said.ids, dtype=np.int64),
+            logprob=said.logprob,
+            topk_ids=said.topk_ids,
+            topk_logits=said.topk_logits,
+            logsumexp=said.logsumexp,
+            reference_ids=None if truth is None else np.array(truth, dtype=np.int64),
+            reference=reading.reference,
+            last_hidden=reading.hidden,
+            attention=reading.attention,
+            attention_mass=reading.attention_mass,
         )
 
     def _choices(self, question: Question) -> list[list[int]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.records import BadInputError, require_file
+from stillroom.teachers.options import TeacherOptions
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, LlamaConfig
@@ -43,6 +44,13 @@ class ClipSize:
         return CLIPVisionConfig(**asdict(self))
 
 
+#: What a user may choose of ``TeacherOptions``.
+OPTIONS = frozenset(
+    {
+        *("dtype", "quantizer", "geometry", "template", "task", "vision", "frames", "topk"),
+        *("max_new_tokens", "attention_layers", "share_scene", "device", "offload"),
+    }
+)
 #: Vision towers that the release names by their hub page, where no ``vision_config`` is written.
 KNOWN_TOWERS = {"openai/clip-vit-large-patch14-336": ClipSize()}
 
@@ -85,7 +93,8 @@ class LLaVA3DConfig:
     mm_vision_select_layer: int = -2
     # Views per scene.
     num_frames: int = 20
-    image_aspect_ratio: str = "square"
+    # A single photo: square cuts its middle out, pad adds bars.
+    image_aspect_ratio: Literal["square", "pad"] = "square"
     tokenizer_padding_side: Literal["right", "left"] = "right"
     tokenizer_model_max_length: int = 4096
     # Constants of the release's code. Metres; visual tokens per scene.
@@ -103,27 +112,56 @@ class LLaVA3DConfig:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
+        for sizes in (self, self.clip):
+            _check_sizes(sizes)
+        for which, sizes in (("the", self), ("the vision tower's", self.clip)):
+            if sizes.hidden_size % sizes.num_attention_heads:
+                raise BadInputError(
+                    f"{which} hidden_size {sizes.hidden_size} is no multiple of its "
+                    f"num_attention_heads {sizes.num_attention_heads}"
+                )
+        if self.num_attention_heads % self.num_key_value_heads:
             raise BadInputError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
-                f"{self.num_attention_heads}"
+                f"num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if self.clip.hidden_size % self.clip.num_attention_heads:
+        if self.clip.patch_size > self.clip.image_size:
             raise BadInputError(
-                f"the vision tower's hidden_size {self.clip.hidden_size} is no multiple of its "
-                f"num_attention_heads {self.clip.num_attention_heads}"
+                f"the vision tower's patch_size {self.clip.patch_size} is larger than its "
+                f"image_size {self.clip.image_size}"
             )
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if not 0 <= getattr(self, name) < self.vocab_size:
+                raise BadInputError(
+                    f"config.json has {name} = {getattr(self, name)}, outside of its "
+                    f"{self.vocab_size} entries"
+                )
         layers = self.clip.num_hidden_layers
         if not -layers - 1 <= self.mm_vision_select_layer <= layers:
             raise BadInputError(
                 f"mm_vision_select_layer {self.mm_vision_select_layer} is not among the "
                 f"{layers + 1} hidden states of the vision tower"
             )
-        if self.voxel_size <= 0 or self.max_visual_tokens < 1 or self.num_frames < 1:
-            raise BadInputError(
-                "voxel_size, max_visual_tokens and num_frames must be positive, got "
-                f"{self.voxel_size}, {self.max_visual_tokens} and {self.num_frames}"
-            )
+
+    def adjusted(self, options: TeacherOptions) -> LLaVA3DConfig:
+        """The same with what a user chose in place of the checkpoint's own habits.
+
+        Raises:
+            BadInputError: an option that LLaVA-3D has not.
+        """
+        options.only(OPTIONS, of="LLaVA-3D")
+        chosen = {
+            "geometry_dtype": None if options.geometry == "auto" else options.geometry,
+            "prompt": None if options.template == "auto" else options.template,
+            "num_frames": options.frames,
+            "max_new_tokens": options.max_new_tokens,
+        }
+        return replace(self, **{k: v for k, v in chosen.items() if v is not None})  # type: ignore[arg-type]
+
+    def habits(self) -> dict[str, Any]:
+        """How scenes are read and questions worded: what a fingerprint says beside the weights."""
+        names = ("frame", "num_frames", "voxel_size", "max_visual_tokens", "geometry_dtype")
+        return {n: getattr(self, n) for n in (*names, "prompt", "visibility", "max_new_tokens")}
 
     @property
     def clip_layers_run(self) -> int:
@@ -167,8 +205,10 @@ class LLaVA3DConfig:
         }
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> LLaVA3DConfig:
+    def from_json(cls, raw: Mapping[str, Any], *, folder: Path | None = None) -> LLaVA3DConfig:
         """Read the released layout; fields that the release does not write keep their defaults.
+
+        Where the vision tower is a folder, perhaps within ``folder``, its sizes are read there.
 
         Raises:
             BadInputError: no LLaVA-3D, a field of the wrong type, or a feature this port lacks.
@@ -182,10 +222,17 @@ class LLaVA3DConfig:
                 raise BadInputError(
                     f"config.json has {name} = {raw[name]!r}; only {expected!r} is supported"
                 )
-        values = {f.name: raw[f.name] for f in fields(cls) if f.name in raw and f.name != "clip"}
-        values.setdefault("num_key_value_heads", raw.get("num_attention_heads", 32))
+        # A null stands where transformers writes what nobody set.
+        values = {
+            f.name: raw[f.name]
+            for f in fields(cls)
+            if raw.get(f.name) is not None and f.name != "clip"
+        }
+        if "num_attention_heads" in values:
+            values.setdefault("num_key_value_heads", values["num_attention_heads"])
         values["rope_theta"] = _rope_theta(raw)
-        values["clip"] = _clip(raw, str(values.get("mm_vision_tower", cls.mm_vision_tower)))
+        tower = str(values.get("mm_vision_tower", cls.mm_vision_tower))
+        values["clip"] = _clip(raw, tower, folder)
         config = cls(**_checked(cls, values))
         width = raw.get("mm_hidden_size", config.clip.hidden_size)
         if width != config.clip.hidden_size:
@@ -202,7 +249,7 @@ class LLaVA3DConfig:
         Raises:
             BadInputError: the file is missing, no JSON object, or not a LLaVA-3D.
         """
-        return cls.from_json(read_json(folder / "config.json", "config.json"))
+        return cls.from_json(read_json(folder / "config.json", "config.json"), folder=folder)
 
 
 def read_json(file: Path, what: str) -> dict[str, Any]:
@@ -219,15 +266,28 @@ def read_json(file: Path, what: str) -> dict[str, Any]:
 def _rope_theta(raw: Mapping[str, Any]) -> float:
     """Transformers 4 wrote ``rope_theta`` at the top, 5 writes it inside ``rope_parameters``."""
     nested = raw.get("rope_parameters") or {}
-    if nested.get("rope_type", "default") != "default":
+    if not isinstance(nested, Mapping) or nested.get("rope_type", "default") != "default":
         raise BadInputError(
-            f"config.json has rope_type {nested['rope_type']!r}; only 'default' is supported"
+            f"config.json has rope_parameters {nested!r}; only rope_type 'default' is supported"
         )
-    return float(raw.get("rope_theta", nested.get("rope_theta", LLaVA3DConfig.rope_theta)))
+    theta = raw.get("rope_theta", nested.get("rope_theta", LLaVA3DConfig.rope_theta))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < 1e12:
+        raise BadInputError(f"config.json has rope_theta = {theta!r}, expected something like 1e4")
+    return float(theta)
 
 
-def _clip(raw: Mapping[str, Any], tower: str) -> ClipSize:
+def tower_folder(tower: str, folder: Path | None) -> Path | None:
+    """The vision tower's own folder, as it is or within the checkpoint's; None for a hub page."""
+    places = [Path(tower)] if folder is None else [folder / tower, Path(tower)]
+    return next((place for place in places if tower and place.is_dir()), None)
+
+
+def _clip(raw: Mapping[str, Any], tower: str, folder: Path | None) -> ClipSize:
     written = raw.get("vision_config")
+    place = tower_folder(tower, folder)
+    if written is None and place is not None:
+        written = read_json(place / "config.json", "the vision tower's config.json")
+        written = written.get("vision_config", written)
     if written is None:
         if tower not in KNOWN_TOWERS:
             raise BadInputError(
@@ -239,6 +299,17 @@ def _clip(raw: Mapping[str, Any], tower: str) -> ClipSize:
         raise BadInputError("config.json's vision_config must be an object of sizes")
     values = {f.name: written[f.name] for f in fields(ClipSize) if f.name in written}
     return ClipSize(**_checked(ClipSize, values))
+
+
+def _check_sizes(sizes: LLaVA3DConfig | ClipSize) -> None:
+    """Refuse sizes that no model has, before anything is built from them."""
+    for f in fields(sizes):
+        value = getattr(sizes, f.name)
+        if f.name in _LIMITS and not 0 < value <= _LIMITS[f.name]:
+            raise BadInputError(
+                f"config.json has {f.name} = {value!r}, expected more than 0 and at most "
+                f"{_LIMITS[f.name]}"
+            )
 
 
 def _checked(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,9 +338,32 @@ def _checked(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _CHOICES = {
+    "hidden_act": ("silu", "gelu", "quick_gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
     "tokenizer_padding_side": ("right", "left"),
+    "image_aspect_ratio": ("square", "pad"),
     "frame": ("source", "view0"),
     "geometry_dtype": ("float32", "bfloat16"),
     "prompt": ("llava_v1", "v1", "mini"),
     "visibility": ("causal", "prefix"),
+}
+
+#: Largest sizes that are taken: far above any published model, far below what exhausts memory.
+_LIMITS: dict[str, float] = {
+    "hidden_size": 65_536,
+    "intermediate_size": 262_144,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1_024,
+    "num_key_value_heads": 1_024,
+    "vocab_size": 1_048_576,
+    "max_position_embeddings": 1_048_576,
+    "tokenizer_model_max_length": 1 << 62,
+    "image_size": 4_096,
+    "patch_size": 4_096,
+    "projection_dim": 65_536,
+    "num_frames": 100_000,
+    "voxel_size": 100.0,
+    "max_visual_tokens": 1_048_576,
+    "max_new_tokens": 1_048_576,
+    "rms_norm_eps": 1.0,
+    "layer_norm_eps": 1.0,
 }

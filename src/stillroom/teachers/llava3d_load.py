@@ -1,32 +1,36 @@
-"""LLaVA-3D checkpoints in the released layout: read from a folder or the hub, written back."""
+"""LLaVA-3D checkpoints in the released layout: into a model, and written back."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import pickle
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPVisionModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from stillroom.records import BadInputError, require_file
-from stillroom.teachers.llava3d import LLaVA3D
-from stillroom.teachers.llava3d_config import LLaVA3DConfig, read_json
+from stillroom.records import BadInputError
+from stillroom.teachers.llava3d_config import LLaVA3DConfig, tower_folder
+from stillroom.teachers.llava3d_files import fetch, stored_dtype, stored_tensors
+from stillroom.teachers.llava3d_model import LLaVA3D
 
 logger = logging.getLogger(__name__)
 
 _CLIP = "model.vision_tower.vision_tower."
-# Buffers that old checkpoints carry; they are computed here.
-_DEAD = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids)$")
+# Buffers that old checkpoints carry, computed here, and a vector that the release never reads.
+_DEAD = re.compile(r"(rotary_emb\.inv_freq|embeddings\.position_ids|image_newline)$")
+# What wrappers of a training run put in front of a name.
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+# Modules that stand below ``model.``; some tools write them without it.
+_INNER = ("embed_tokens.", "layers.", "norm.", "mm_projector.", "vision_tower.", "video_tower.")
+_State = dict[str, Tensor]
+
 # Above this many parameters a model is held as it was stored, below it in float32.
 _LARGE = 1_000_000_000
 
@@ -48,56 +52,43 @@ def load_llava3d(
         model = LLaVA3D(config)
     if dtype is None:
         large = sum(p.numel() for p in model.parameters()) > _LARGE
-        dtype = _stored_dtype(folder) if large else torch.float32
-    fill(model, _stored_tensors(folder), dtype=dtype)
+        dtype = stored_dtype(folder) if large else torch.float32
+    fill(model, stored_tensors(folder), dtype=dtype, folder=folder)
     model.eval()
     # nn.Module.to, because transformers wraps it in a signature of its own.
     torch.nn.Module.to(model, device)
     return model
 
 
-def fetch(where: str | Path) -> Path:
-    """The folder of a checkpoint; a hub id (owner/name) is downloaded.
-
-    Raises:
-        BadInputError: no folder and no hub id, or the hub cannot give it.
-    """
-    folder = Path(where)
-    if folder.is_dir():
-        return folder
-    name = str(where)
-    if isinstance(where, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise BadInputError(f"model not found: {where} is no folder and no hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no answer"
-        raise BadInputError(f"cannot fetch {name} from the hub: {reason}") from None
-
-
 def fill(
-    model: LLaVA3D, tensors: Iterable[tuple[str, Tensor]], *, dtype: torch.dtype = torch.float32
+    model: LLaVA3D,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    dtype: torch.dtype = torch.float32,
+    folder: Path | None = None,
 ) -> None:
     """Put named tensors into a model, each exactly once.
 
-    Keys are the release's; CLIP's may lack the ``vision_model.`` level. Where all of CLIP is
-    missing it is fetched from the hub page that the config names, as the release does.
+    Keys are the release's; what training wrappers put before them is taken off, a lacking
+    ``model.`` or ``vision_model.`` is put in. Where all of CLIP is missing it is taken from the
+    folder (perhaps within ``folder``) or hub page that the config names, as the release does;
+    where it is there and that page is on this machine, both are compared.
 
     Raises:
-        BadInputError: a key is unexpected or missing, or a shape does not fit.
+        BadInputError: a key is unexpected, missing or there twice, or a shape does not fit.
     """
     expected = dict(model.named_parameters())
     missing = set(expected)
-    state: dict[str, Tensor] = {}
+    state: _State = {}
     unexpected: list[str] = []
     for stored_name, tensor in tensors:
         name = _canonical(stored_name)
         if _DEAD.search(name):
-            logger.info("ignored %s: it is computed here", stored_name)
+            logger.info("ignored %s: the model does not read it", stored_name)
         elif name not in expected:
             unexpected.append(stored_name)
+        elif name in state:
+            raise BadInputError(f"the checkpoint holds {stored_name} twice")
         else:
             if tensor.shape != expected[name].shape:
                 raise BadInputError(
@@ -108,9 +99,14 @@ def fill(
             missing.discard(name)
     if unexpected:
         raise BadInputError(f"the checkpoint has keys that LLaVA-3D lacks: {_named(unexpected)}")
-    if missing and missing == {name for name in expected if name.startswith(_CLIP)}:
-        state |= _clip_from_hub(model.settings, dtype)
+    page = model.settings.mm_vision_tower
+    clip = {name: tensor for name, tensor in expected.items() if name.startswith(_CLIP)}
+    if missing == clip.keys():
+        logger.info("the checkpoint has no CLIP weights; taking them from %s", page)
+        state |= _clip_from(tower_folder(page, folder) or page, dtype, clip)
         missing = set()
+    elif folder is not None and page and not missing & clip.keys():
+        _compare_clip(state, page, folder)
     if model.settings.tie_word_embeddings:
         missing.discard("lm_head.weight")
     if missing:
@@ -120,7 +116,10 @@ def fill(
 
 
 def _canonical(name: str) -> str:
-    """The release's key; CLIP saved by transformers 5 lacks one level."""
+    """The release's key of a name that a tool has shortened or wrapped."""
+    name = _WRAPPED.sub("", name)
+    if name.startswith(_INNER):
+        name = f"model.{name}"
     if name.startswith(_CLIP) and not name.startswith(f"{_CLIP}vision_model."):
         return f"{_CLIP}vision_model.{name.removeprefix(_CLIP)}"
     return name
@@ -132,17 +131,56 @@ def _named(names: Iterable[str]) -> str:
     return ", ".join(listed[:5]) + more
 
 
-def _clip_from_hub(config: LLaVA3DConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    page = config.mm_vision_tower
-    logger.info("the checkpoint has no CLIP weights; taking them from %s", page)
+def _clip_from(page: Path | str, dtype: torch.dtype, wanted: Mapping[str, Tensor]) -> _State:
+    """CLIP's weights from its own folder or hub page, under the release's keys."""
     try:
-        clip = CLIPVisionModel.from_pretrained(page, dtype=dtype)
-    except (OSError, ValueError):
+        return _read_clip(fetch(page), dtype, wanted)
+    except BadInputError as error:
         raise BadInputError(
-            f"the checkpoint has no CLIP weights and they cannot be had from {page!r}; "
-            "put them into the checkpoint or connect to the hub"
+            f"the checkpoint has no CLIP weights and they cannot be had from {str(page)!r} "
+            f"({error}); put them into the checkpoint or connect to the hub"
         ) from None
-    return {f"{_CLIP}vision_model.{name}": tensor for name, tensor in clip.state_dict().items()}
+
+
+def _compare_clip(state: _State, page: str, folder: Path) -> None:
+    """Say whether the checkpoint's CLIP is its page's, where that can be known without a download.
+
+    The release reads the page's and ignores the checkpoint's; the tower is frozen, so that they
+    should be equal. The checkpoint's is used in any case.
+    """
+    clip = {name: tensor for name, tensor in state.items() if name.startswith(_CLIP)}
+    try:
+        place = tower_folder(page, folder) or fetch(page, local_only=True)
+        dtype = next(iter(clip.values())).dtype
+        other = _read_clip(place, dtype, clip)
+    except BadInputError as error:
+        logger.info("the checkpoint's CLIP is not compared with its page: %s", error)
+        return
+    apart = sum(not torch.equal(tensor, other[name]) for name, tensor in clip.items())
+    if apart:
+        logger.warning(
+            "the checkpoint's CLIP differs from %s in %d of %d tensors; the checkpoint's is used",
+            page,
+            apart,
+            len(clip),
+        )
+    else:
+        logger.info("the checkpoint's CLIP equals %s", page)
+
+
+def _read_clip(folder: Path, dtype: torch.dtype, wanted: Mapping[str, Tensor]) -> _State:
+    """CLIP's weights from a folder of its own, with or without the text half, as ``wanted``."""
+    found = {}
+    for stored_name, tensor in stored_tensors(folder):
+        name = f"{_CLIP}vision_model.{stored_name.removeprefix('vision_model.')}"
+        if name in wanted:
+            if tensor.shape != wanted[name].shape:
+                raise BadInputError(f"{folder} is another vision tower: {stored_name} differs")
+            found[name] = tensor.to(dtype)
+    lacking = wanted.keys() - found.keys()
+    if lacking:
+        raise BadInputError(f"{folder} lacks weights of CLIP: {_named(lacking)}")
+    return found
 
 
 def _compute_buffers(model: LLaVA3D) -> None:
@@ -154,49 +192,7 @@ def _compute_buffers(model: LLaVA3D) -> None:
     embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
 
 
-# Files. -----------------------------------------------------------------------------------------
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    name = read_json(folder / "config.json", "config.json").get("torch_dtype")
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(name), torch.float32)
-
-
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of all weight files, one file at a time."""
-    for kind, single in (("safetensors", "model"), ("bin", "pytorch_model")):
-        index = folder / f"{single}.{kind}.index.json"
-        if index.is_file():
-            files = sorted(set(read_json(index, "index").get("weight_map", {}).values()))
-        elif (folder / f"{single}.{kind}").is_file():
-            files = [f"{single}.{kind}"]
-        else:
-            continue
-        read = _read_safetensors if kind == "safetensors" else _read_bin
-        for name in files:
-            yield from read(require_file(folder / Path(name).name, "weights named in the index"))
-        return
-    raise BadInputError(f"{folder} holds no weights (model.safetensors or its index)")
-
-
-def _read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                yield name, tensors.get_tensor(name)
-    except SafetensorError as error:
-        raise BadInputError(
-            f"{file} is not a readable safetensors file ({error}); fetch it again"
-        ) from None
-
-
-def _read_bin(file: Path) -> Iterator[tuple[str, Tensor]]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it ends too early"
-        raise BadInputError(f"{file} is not a readable weight file ({reason})") from None
-    yield from state.items()
+# Written back. ----------------------------------------------------------------------------------
 
 
 def save_llava3d(

@@ -7,6 +7,7 @@ intrinsics of the finished crop, because it is the crop's pixels that the model 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,8 @@ def scene_inputs(scene: Scene, config: LLaVA3DConfig) -> TeacherInputs:
     if not usable:
         raise BadInputError(
             f"scene {scene.scene_id} cannot be read by a LLaVA-3D teacher: it needs views with "
-            f"depth, camera pose and intrinsics, and {_lacking(scene)}"
+            f"depth, camera pose and intrinsics, and {_lacking(scene)} (its first view alone can "
+            "be read as a photo, with the teacher option vision 2d)"
         )
     if len(usable) < len(scene.views):
         logger.warning(
@@ -69,6 +71,39 @@ def scene_inputs(scene: Scene, config: LLaVA3DConfig) -> TeacherInputs:
         intrinsics=np.stack(intrinsics),
         views=chosen,
     )
+
+
+def photo_inputs(
+    scene: Scene, config: LLaVA3DConfig
+) -> tuple[Float32[np.ndarray, "1 3 s s"], tuple[int, ...]]:
+    """The scene's first view as a single photo, and its number; no depth or pose is looked at."""
+    if len(scene.views) > 1:
+        logger.warning(
+            "scene %s: a single photo is read, the first of %d", scene.scene_id, len(scene.views)
+        )
+    rgb = scene.views[0].rgb
+    if config.image_aspect_ratio == "pad":
+        rgb = _padded_square(rgb)
+    return pixel_values(rgb, config.clip.image_size)[None], (0,)
+
+
+def object_points(
+    scene: Scene, object_ids: Sequence[int], config: LLaVA3DConfig
+) -> list[tuple[float, float, float]]:
+    """Box centres of objects in the frame that the config names [m], three decimals as the release.
+
+    Raises:
+        BadInputError: the scene does not know such an object.
+    """
+    known = {thing.object_id: thing.box.center for thing in scene.objects}
+    missing = [number for number in object_ids if number not in known]
+    if missing:
+        raise BadInputError(
+            f"scene {scene.scene_id} has no box of object {missing[0]}, which a question points at"
+        )
+    to_frame = _to_frame(scene, config)
+    points = (to_frame @ np.array([*known[number], 1.0]) for number in object_ids)
+    return [(round(float(x), 3), round(float(y), 3), round(float(z), 3)) for x, y, z, _ in points]
 
 
 def frame_indices(available: int, wanted: int) -> list[int]:
@@ -142,6 +177,17 @@ def resized_wh(width: int, height: int, size: int) -> tuple[int, int]:
     """Width and height once the shorter side is ``size``; the longer is truncated."""
     short = min(width, height)
     return max(size, size * width // short), max(size, size * height // short)
+
+
+def _padded_square(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "s s 3"]:
+    """The picture in the middle of a square of CLIP's mean colour, as LLaVA-1.5 pads it."""
+    height, width = rgb.shape[:2]
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = (CLIP_MEAN * 255).astype(np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = rgb
+    return square
 
 
 def _complete(view: View) -> bool:

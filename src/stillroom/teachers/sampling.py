@@ -56,11 +56,15 @@ class AnswerScores:
     ) -> None:
         """Cross-entropy of all answer tokens end to end and whether each would have been said;
         ``answers`` are (family, tokens)."""
-        for family, values in right_by_family(said.tolist(), answers).items():
-            self._right.setdefault(family, []).extend(values)
+        self.add_right(said.tolist(), answers)
         core = [family in FAMILIES for family, count in answers for _ in range(count)]
         self._error += float(errors[torch.tensor(core, device=errors.device)].sum())
         self._count += sum(core)
+
+    def add_right(self, said: Sequence[bool], answers: Sequence[tuple[str, int]]) -> None:
+        """Only whether each answer token would have been said."""
+        for family, values in right_by_family(said, answers).items():
+            self._right.setdefault(family, []).extend(values)
 
     def answer_ce(self) -> float:
         """Nats per answer token over the four families."""

@@ -26,18 +26,20 @@ from stillroom.engine.prefix import PackedStates, read_packed
 from stillroom.records import BadInputError, content_hash
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
-from stillroom.teachers.llava3d import LLaVA3D
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.teachers.llava3d_load import load_llava3d, save_llava3d
+from stillroom.teachers.llava3d_model import LLaVA3D
 from stillroom.teachers.measures import MEASURES, measure_error
 from stillroom.teachers.sampling import AnswerScores
 from stillroom.teachers.teach_config import TeachConfig
-from stillroom.teachers.teach_rows import Rows, TeachBatch, open_rows
+from stillroom.teachers.teach_rows import Rows, TeachBatch, check_views, open_rows
 from stillroom.text.mentions import word_tokens
 from stillroom.text.tokenizer import Tokenizer, load_tokenizer
+from stillroom.training.distributed import join
 from stillroom.training.handed import StepLosses, count_steps
 from stillroom.training.loop import train
-from stillroom.training.runlog import open_run
+from stillroom.training.precision import moved
+from stillroom.training.runlog import refuse_other_run
 
 
 class Teaching(nn.Module):
@@ -68,7 +70,7 @@ class Teaching(nn.Module):
                 for pairs, scene in zip(batch.rows, scenes, strict=True)
             ],
             multiple_of=32,
-        )
+        ).to(batch.images.device)
         n = packed.prefix_length
         vision = torch.stack([F.pad(s.tokens, (0, 0, 0, n - len(s.tokens))) for s in scenes])
         states = read_packed(
@@ -148,7 +150,7 @@ class Teaching(nn.Module):
 
 def _voxel_objects(patch_object: Tensor, of_patch: Tensor, count: int) -> Tensor:
     """object_id of every voxel: that of one of its patches, things before walls."""
-    found = torch.zeros(count, dtype=torch.long)
+    found = torch.zeros(count, dtype=torch.long, device=of_patch.device)
     return found.scatter_reduce(0, of_patch, patch_object, reduce="amax")
 
 
@@ -158,14 +160,18 @@ def teach(
     scenes: Path,
     out: Path,
     validation: Path | None = None,
+    start_from: Path | str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Train a miniature teacher on a store of made rooms; ``out/teacher`` holds it, in bf16.
 
-    ``validation`` is another store whose split val is used instead. Resumable.
+    ``validation`` is another store whose split val is used instead; ``start_from`` is where the
+    teacher lies that the config names, unless its name is a place. Resumable. ``out`` is taken
+    when all is ready: what is refused leaves no folder.
 
     Raises:
-        BadInputError: a store without train or val scenes, or of another picture size.
+        BadInputError: a store without train or val scenes, or of another picture size; no such
+            teacher to start from; or ``out`` holds another run.
     """
     tokenizer, store = load_tokenizer(), open_store(scenes)
     held_out_store = store if validation is None else open_store(validation)
@@ -175,15 +181,19 @@ def teach(
         "scenes": content_hash(q.question_id for q in store.questions(split="train")),
         "validation": content_hash(q.question_id for q in held_out_store.questions(split="val")),
     }
-    # Refuse a foreign folder before anything is decoded or written.
-    open_run(out, config=config.train, settings=settings)
-    training = open_rows(config, store, "train", tokenizer, out)
-    held_out = open_rows(config, held_out_store, "val", tokenizer, out)
+    refuse_other_run(out, config=config.train, settings=settings)
+    # What is cheap to refuse comes before pictures are decoded.
+    for rooms, split in ((store, "train"), (held_out_store, "val")):
+        check_views(config, rooms, split)
+    processes = join(config.train)
     torch.manual_seed(config.train.seed)
     model = Teaching(config, config.llava3d(tokenizer))
     _draw_language_model(model.teacher)
     if config.start_from:
-        _take_over(model.teacher, config.start_from)
+        _take_over(model.teacher, start_from or config.start_from)
+    with processes.main_first():
+        training = open_rows(config, store, "train", tokenizer, out)
+        held_out = open_rows(config, held_out_store, "val", tokenizer, out)
     result = train(
         config=config.train,
         model=model,
@@ -196,7 +206,9 @@ def teach(
         settings=settings,
         progress=count_steps(progress),
     )
-    save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
+    if processes.main:
+        save_llava3d(model.teacher, out / "teacher", tokenizer_file=tokenizer.file)
+    processes.wait()
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
     return f"{out / 'teacher'} after {result.steps} steps, best at {result.best_step}: {shown}"
 
@@ -213,7 +225,7 @@ def _draw_language_model(teacher: LLaVA3D) -> None:
     match_queries(teacher)
 
 
-def _take_over(teacher: LLaVA3D, where: str) -> None:
+def _take_over(teacher: LLaVA3D, where: Path | str) -> None:
     """Put another teacher's weights into this one; an output matrix that is tied is left out."""
     given = load_llava3d(where, dtype=torch.float32).state_dict()
     own = teacher.state_dict()
@@ -269,6 +281,7 @@ def _evaluate(model: Teaching, rows: Rows, config: TeachConfig) -> dict[str, flo
     for start in range(0, len(scenes), 8):
         chosen = list(scenes[start : start + 8])
         batch = rows.batch(chosen, [range(len(rows.questions[row])) for row in chosen])
+        batch = moved(batch, model.teacher.device)
         logits, packed, heads = model(batch)
         if "grounding" in heads:
             apart += float(heads["grounding"])

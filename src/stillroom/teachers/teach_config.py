@@ -67,7 +67,7 @@ class TeachConfig:
     measure_level: int = 6
     # At most so many validation scenes per evaluation.
     validation_scenes: int = 100
-    # Go on from this teacher's checkpoint instead of from scratch; empty is from scratch.
+    # Go on from this teacher (a shipped name, a folder or a hub id); empty is from scratch.
     start_from: str = ""
 
     def __post_init__(self) -> None:

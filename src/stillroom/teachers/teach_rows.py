@@ -155,6 +155,32 @@ class Rows:
         )
 
 
+def check_views(config: TeachConfig, store: SceneStore, split: str) -> None:
+    """Look at the first scene of a split, as all of a store are alike.
+
+    Raises:
+        BadInputError: no scene in the split, or views of another number or size.
+    """
+    ids = store.scene_ids(split)
+    if not ids:
+        raise BadInputError(
+            f"{store.path} holds no scene of the split {split!r}, which teaching needs"
+        )
+    views = store.scene(ids[0]).views
+    _require_size(config, store, (len(views), *views[0].rgb.shape[:2]))
+
+
+def _require_size(config: TeachConfig, store: SceneStore, shape: tuple[int, int, int]) -> None:
+    """``shape`` is [v h w]."""
+    size = config.sizes
+    if shape != (size.views, size.image_size, size.image_size):
+        views, height, width = shape
+        raise BadInputError(
+            f"{store.path} has {views} views of {height} x {width}, the recipe reads {size.views} "
+            f"of {size.image_size} x {size.image_size}; set --sizes.views and --sizes.image-size"
+        )
+
+
 def open_rows(
     config: TeachConfig, store: SceneStore, split: str, tokenizer: Tokenizer, out: Path
 ) -> Rows:
@@ -164,12 +190,7 @@ def open_rows(
         BadInputError: no scene in the split, or views of another number or size.
     """
     pixels = cache_pixels(store, out.parent / "cache", split=split)
-    size = config.sizes
-    if pixels.rgb.shape[1:] != (size.views, 3, size.image_size, size.image_size):
-        views, _, height, width = pixels.rgb.shape[1:]
-        raise BadInputError(
-            f"{store.path} has {views} views of {height} x {width}, the recipe reads {size.views} "
-            f"of {size.image_size} x {size.image_size}; set --sizes.views and --sizes.image-size"
-        )
+    views, _, height, width = pixels.rgb.shape[1:]
+    _require_size(config, store, (views, height, width))
     asked = {scene_id: store.questions(scene_id) for scene_id in pixels.scene_ids}
     return Rows(config, pixels, asked, tokenizer)

@@ -24,10 +24,14 @@ class TruthTeacher:
         """The true answers as labels.
 
         Raises:
-            BadInputError: logits are asked for.
+            BadInputError: more than answers is asked for.
         """
-        if "topk_logits" in signals:
-            raise BadInputError("the teacher 'truth' has no logits; label with --signals answers")
+        more = [name for name in signals if name != "answers"]
+        if more:
+            raise BadInputError(
+                f"the teacher truth has answers alone, no {', '.join(more)}; label with "
+                "--signals answers"
+            )
         return [
             TeacherLabel(scene_id=scene.scene_id, question_id=q.question_id, answer=q.answer)
             for q in questions

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stillroom.records import BadInputError, require_file
-from stillroom.teachers.llava3d import Assembled, LLaVA3D, SceneTokens
 from stillroom.teachers.llava3d_config import LLaVA3DConfig, read_json
 from stillroom.teachers.llava3d_load import fill
+from stillroom.teachers.llava3d_model import Assembled, LLaVA3D, SceneTokens
 from stillroom.teachers.verify_llava3d_input import compare, verify_preprocess, verify_text
 from stillroom.verify import Compared
 

@@ -28,4 +28,4 @@ def mentions(text: str, names: Mapping[str, int], tokenizer: Tokenizer) -> list[
 
 def word_tokens(words: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
     """The tokens of each word as it stands inside a sentence."""
-    return [tokenizer.encode(f" {word}") for word in words]
+    return [tokenizer.encode_inside(word) for word in words]

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from stillroom.records import BadInputError
 
@@ -38,6 +39,10 @@ class Position:
     seconds: float = 0.0
     # Length of log.jsonl at this step.
     log_bytes: int = 0
+    # Steps in which nothing was labelled.
+    skipped: int = 0
+    # Processes that shared the last step.
+    processes: int = 1
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -52,10 +57,16 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write ``trained_state`` as safetensors."""
-    state = {name: value.cpu().contiguous() for name, value in trained_state(model).items()}
-    _replace(path, lambda partial: save_file(state, partial))
+def save_weights(model: nn.Module, path: Path, *, write: bool = True) -> None:
+    """Write ``trained_state`` as safetensors. Where a model lies in shards, every process calls
+    this, and one has ``write``."""
+    state: dict[str, Tensor] = {}
+    for name, value in trained_state(model).items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if write:
+            state[name] = whole.cpu().contiguous()
+    if write:
+        _replace(path, lambda partial: save_file(state, partial))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -107,16 +118,27 @@ def load_checkpoint(
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     own = trained_state(model)
-    strange = sorted(own.keys() ^ state.keys())
-    strange += sorted(n for n in own.keys() & state.keys() if own[n].shape != state[n].shape)
+    refuse_strangers(
+        {name: tuple(value.shape) for name, value in own.items()},
+        {name: tuple(value.shape) for name, value in state.items()},
+        path,
+    )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state[name])
+
+
+def refuse_strangers(
+    own: Mapping[str, tuple[int, ...]], saved: Mapping[str, tuple[int, ...]], path: Path
+) -> None:
+    """Raise BadInputError unless names and shapes of the weights in ``path`` are ``own``."""
+    strange = sorted(own.keys() ^ saved.keys())
+    strange += sorted(name for name in own.keys() & saved.keys() if own[name] != saved[name])
     if strange:
         raise BadInputError(
             f"{path} is of another model: {strange[0]} and {len(strange) - 1} more do not fit. "
             "Choose another --out."
         )
-    with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(state[name])
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

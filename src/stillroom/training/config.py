@@ -16,11 +16,25 @@ class TrainConfig:
     steps: int
     # Scenes in one optimizer step, over all micro-batches.
     scenes_per_step: int
-    # Portions a step's scenes are worked off in, to save memory; the loss does not change.
+    # Portions a step's scenes are cut into, to save memory or to be shared by the processes of
+    # torchrun; the loss does not change.
     micro_batches: int = 1
     # Portions worked off side by side, one CPU core each; the result is the same. Small models use
-    # two cores far better so than two threads within every operation (docs/distil.md).
+    # two cores far better so than two threads within every operation (docs/distil.md). Where the
+    # processes of torchrun share the portions, each works its own off one after the other.
     workers: int = 1
+    # What processes started by torchrun share: ddp the portions of a step, every process having
+    # the whole model; fsdp the model, its gradients and the optimizer's memory too.
+    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    # Where the model lives; auto is cuda where there is one.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # bf16 multiplies matrices in bfloat16 (autocast); weights and optimizer stay in 32 bits.
+    precision: Literal["fp32", "bf16"] = "fp32"
+    # Keep only what enters each layer of a language model and compute the rest again on the way
+    # back: less memory, about a third more arithmetic.
+    checkpoint_activations: bool = False
+    # Let torch.compile make kernels for the layers of a language model.
+    compile: bool = False
     # Peak learning rate of AdamW.
     learning_rate: float = 1e-3
     # After the warm-up: "cosine" falls to min_lr_fraction, "constant" stays.
@@ -45,6 +59,8 @@ class TrainConfig:
     early_stop_patience: int = 0
     # Write every so many steps to the terminal's log; the file log.jsonl has them all.
     log_every: int = 10
+    # Who else gets the rows of log.jsonl as curves; needs the extra stillroom[track].
+    track: Literal["none", "tensorboard", "trackio"] = "none"
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a sentence."""
@@ -66,6 +82,11 @@ class TrainConfig:
                 raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
         if self.learning_rate <= 0:
             raise BadInputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.compile and self.checkpoint_activations:
+            raise BadInputError(
+                "compile and checkpoint_activations exclude each other: a compiled layer may take "
+                "another form when it is computed again; leave out one"
+            )
         if self.scenes_per_step % self.micro_batches:
             raise BadInputError(
                 f"scenes_per_step ({self.scenes_per_step}) must be a multiple of micro_batches "

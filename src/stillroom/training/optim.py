@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from stillroom.training.config import TrainConfig
 
@@ -51,7 +53,44 @@ def make_optimizer(model: nn.Module, *, config: TrainConfig) -> torch.optim.Adam
     groups = parameter_groups(model, weight_decay=config.weight_decay)
     if not any(group["params"] for group in groups):
         raise ValueError("the model has no trainable parameter")
+    # What lies in shards and what does not cannot share one of AdamW's fused operations.
+    groups = [{**group, "params": part} for group in groups for part in _by_form(group["params"])]  # type: ignore[arg-type]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Euclidean norm of all gradients there are, over all shards."""
+    norms = [
+        nn.utils.get_total_norm([value.grad for value in part if value.grad is not None])
+        for part in _by_form(value for value in parameters if value.grad is not None)
+    ]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], norm: Tensor, longest: float) -> None:
+    """Shorten gradients of length ``norm`` to ``longest``; 0 leaves them as they are."""
+    for part in _by_form(parameters):
+        nn.utils.clip_grads_with_norm_(part, longest or math.inf, norm)
+
+
+def parameters_by_part(trained: nn.Module) -> Mapping[str, list[nn.Parameter]]:
+    """Trainable parameters of ``{"model": ..., "weighting": ...}`` by the part they belong to: a
+    child of the model, under its name, or the weighting."""
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, value in trained.named_parameters():
+        if value.requires_grad:
+            whose, _, rest = name.partition(".")
+            part = rest.partition(".")[0] if whose == "model" else whose
+            parts.setdefault(part, []).append(value)
+    return parts
+
+
+def _by_form(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those in shards, those that are whole; one list where there is one form only."""
+    given = list(parameters)
+    parts = [[v for v in given if isinstance(v, DTensor) is cut] for cut in (True, False)]
+    return [part for part in parts if part] or [[]]
 
 
 def learning_rate_at(step: int, *, config: TrainConfig) -> float:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +35,8 @@ class TrainResult:
     metrics: dict[str, float] = field(default_factory=dict)
     # Training time over all sittings, evaluations included.
     seconds: float = 0.0
+    # Steps in which nothing was labelled, so that no weight changed.
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,11 @@ class RunFolder:
         return self.path / "checkpoint.pt"
 
     @property
+    def shards(self) -> Path:
+        """The same where every process writes its part (fsdp)."""
+        return self.path / "checkpoint"
+
+    @property
     def weights(self) -> Path:
         """The best weights so far."""
         return self.path / "best.safetensors"
@@ -69,29 +76,44 @@ def open_run(out: Path, *, config: TrainConfig, settings: Mapping[str, Any]) -> 
     """The folder of this run: new, or of equal settings and then gone on with.
 
     ``settings`` is JSON-able and names all else that shapes the run: recipe, data, labels.
-    Callers with costly preparations open the run first; ``train`` opening it again is harmless.
+    Callers with preparations that can fail call ``refuse_other_run`` first and leave opening to
+    ``train``, so that a run that never began takes no folder.
 
     Raises:
         BadInputError: ``out`` holds something else; nothing was touched.
     """
-    record = json.loads(
-        _as_text({"version": VERSION, "train": asdict(config), "settings": dict(settings)})
-    )
+    refuse_other_run(out, config=config, settings=settings)
+    path = out / "settings.json"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, _as_text(_record(config, settings)))
+    return RunFolder(path=out, finished=_read_result(out))
+
+
+def refuse_other_run(out: Path, *, config: TrainConfig, settings: Mapping[str, Any]) -> None:
+    """Nothing where ``open_run`` would open the folder; touches no file.
+
+    Raises:
+        BadInputError: ``out`` holds something else.
+    """
     path = out / "settings.json"
     if out.exists() and not out.is_dir():
         raise BadInputError(f"{out} is a file, a folder is needed. Choose another --out.")
     if path.exists():
-        difference = _first_difference(_read_json(path, out), record)
+        ours = _of_today(_read_json(path, out))
+        difference = _first_difference(ours, _record(config, settings))
         if difference:
             raise BadInputError(
                 f"{out} holds a run with other settings ({difference}). Choose another --out."
             )
     elif out.exists() and any(not file.name.endswith(".partial") for file in out.iterdir()):
         raise BadInputError(f"{out} is not empty and holds no run. Choose another --out.")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, _as_text(record))
-    return RunFolder(path=out, finished=_read_result(out))
+
+
+def _record(config: TrainConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``settings.json`` holds, as it is read back."""
+    record = {"version": VERSION, "train": asdict(config), "settings": dict(settings)}
+    return dict(json.loads(_as_text(record)))
 
 
 def read_result(out: Path) -> TrainResult:
@@ -131,10 +153,12 @@ class RunLog:
 
 
 def read_log(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a run's ``log.jsonl``, all or those of one kind ("step" or "eval"), in order.
+    """The rows of a run's ``log.jsonl``, all or those of one kind ("step", ...), in order.
 
     A step has: step, steps, loss (weighted total), unweighted (sum of the terms), terms, metrics,
-    weights, sigmas, grad_norm, lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds.
+    labelled (positions by name), weights, sigmas, grad_norm (before clipping), grad_norms (by part
+    of the model), lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds. A resume, by
+    another number of processes, has: step, before, processes.
     What was not finite reads as None. A torn last line, of a run that is going on, is left out.
     """
     file = path / "log.jsonl" if path.is_dir() else path
@@ -190,6 +214,17 @@ def _read_json(path: Path, out: Path) -> dict[str, Any]:
         raise BadInputError(f"{path} is damaged. Choose another --out than {out}.") from error
     if not isinstance(record, dict):
         raise BadInputError(f"{path} is damaged. Choose another --out than {out}.")
+    return record
+
+
+def _of_today(record: dict[str, Any]) -> dict[str, Any]:
+    """A run begun before there was some setting of ``TrainConfig`` had what is now its default."""
+    known = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    settings = record.get("settings")
+    config = settings.get("config") if isinstance(settings, dict) else None
+    for holder in (record, config):
+        if isinstance(holder, dict) and isinstance(holder.get("train"), dict):
+            holder["train"] = json.loads(_as_text(known)) | holder["train"]
     return record
 
 

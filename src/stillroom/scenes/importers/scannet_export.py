@@ -5,11 +5,16 @@ OpenCV axes), ``intrinsic/{intrinsic,extrinsic}_{color,depth}.txt``. Also read: 
 (``intrinsics_color.txt`` beside the folders) and the detection toolboxes' flat folder
 (``00000.jpg``, ``.png``, ``.txt`` with ``intrinsic.txt`` and ``depth_intrinsic.txt``).
 
+Where the scan's own ``<scan>.txt`` lies beside them, its ``axisAlignment`` turns the world so that
+walls run along the axes and the floor is at 0: the frame in which ScanNet's boxes are given.
+
 Pixel centres of the source are integers, so cx and cy gain half a pixel here.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +83,17 @@ def read_scannet(folder: Path) -> tuple[list[View], list[str]]:
         )
     if len(tracked) < len(frames):
         notes.append(f"left out {len(frames) - len(tracked)} of {len(frames)} frames: no pose")
+    alignment = _axis_alignment(folder)
+    if alignment is not None:
+        notes.append("turned into the axis-aligned frame of the scan's axisAlignment")
+    elif re.fullmatch(r"scene\d{4}_\d{2}", folder.name):
+        notes.append(
+            f"no {folder.name}.txt with axisAlignment: the world is the scan's own, not the one in "
+            "which ScanNet's boxes are given"
+        )
     for index in tracked:
-        poses[index] = checked_pose(poses[index], str(frames[index].pose))
+        pose = checked_pose(poses[index], str(frames[index].pose))
+        poses[index] = pose if alignment is None else alignment @ pose
     kept = [tracked[index] for index in evenly(len(tracked))]
     if len(kept) < len(tracked):
         notes.append(f"took {len(kept)} of {len(tracked)} frames, evenly spaced")
@@ -90,6 +104,28 @@ def read_scannet(folder: Path) -> tuple[list[View], list[str]]:
     if not has_depth:
         notes.append("no depth images: poses and colour only")
     return [_view(frames[index], poses[index], color, depth) for index in kept], notes
+
+
+def _axis_alignment(folder: Path) -> Float[np.ndarray, "4 4"] | None:
+    """The scan's world to its axis-aligned one, from ``<scan>.txt``; None if nothing says so."""
+    file = folder / f"{folder.name}.txt"
+    if not file.is_file():
+        return None
+    for line in file.read_text(errors="replace").splitlines():
+        name, equals, numbers = line.partition("=")
+        if equals and name.strip() == "axisAlignment":
+            return _alignment(numbers.split(), file)
+    return None
+
+
+def _alignment(words: Sequence[str], file: Path) -> Float[np.ndarray, "4 4"]:
+    try:
+        matrix = np.array([float(word) for word in words]).reshape(4, 4)
+    except ValueError:
+        raise BadInputError(
+            f"{file} must hold axisAlignment as 16 numbers, it holds {len(words)}"
+        ) from None
+    return checked_pose(matrix, f"axisAlignment in {file}")
 
 
 def _frames(folder: Path) -> list[_Frame]:

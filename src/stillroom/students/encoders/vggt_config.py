@@ -121,6 +121,13 @@ class VGGTConfig:
         return cls(**cast)
 
 
+#: Published checkpoints by hub id: their sizes are known before anything is fetched.
+PUBLISHED: Mapping[str, VGGTConfig] = {
+    "facebook/VGGT-1B": VGGTConfig(),
+    "facebook/VGGT-1B-Commercial": VGGTConfig(),
+}
+
+
 def mini_config(**changes: Any) -> VGGTConfig:
     """The embedded default's encoder: about 1.7 M parameters, 8 x 8 patches at 112 px."""
     settings: dict[str, Any] = {

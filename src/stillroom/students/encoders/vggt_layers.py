@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 #: LayerNorm epsilon of the image encoder; everything else in VGGT uses PyTorch's 1e-5.
 ENCODER_EPS = 1e-6
+#: Tokens that a block works on at once on a CPU.
+PORTION = 1024
 
 
 class Attention(nn.Module):
@@ -30,16 +32,23 @@ class Attention(nn.Module):
         x: Float[Tensor, "n t d"],
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "n t d"]:
+        q, k, v = self.project(x, rotary)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def project(
+        self, x: Float[Tensor, "n t d"], rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each ``[n heads t d]``; ``rotary`` is that of these tokens."""
         n, t, width = x.shape
         qkv = self.qkv(x).view(n, t, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [n heads t d]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             # The table is float32: a half-precision q is rotated in float32 and cast back.
             q, k = rotate(q, *rotary).to(v.dtype), rotate(k, *rotary).to(v.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).reshape(n, t, width))
+        return q, k, v
 
 
 class Mlp(nn.Module):
@@ -91,8 +100,39 @@ class Block(nn.Module):
         x: Float[Tensor, "n t d"],
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "n t d"]:
+        eager = not torch.compiler.is_compiling()
+        if eager and x.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._in_portions(x, rotary)
         x = x + self.ls1(self.attn(self.norm1(x), rotary))
         return x + self.ls2(self.mlp(self.norm2(x)))
+
+    def _in_portions(
+        self, x: Float[Tensor, "n t d"], rotary: tuple[Tensor, Tensor] | None
+    ) -> Float[Tensor, "n t d"]:
+        """The same on a CPU without a gradient: all but the attention a few tokens at a time.
+
+        What lies between two matrices then stays in the cache and is never as large as the scene;
+        fresh memory of that size costs a CPU more than what is computed in it.
+        """
+        step = max(1, PORTION // x.shape[0])
+        spans = [slice(start, start + step) for start in range(0, x.shape[1], step)]
+        whole: list[Tensor] = []  # queries, keys, values
+        for span in spans:
+            table = None if rotary is None else (rotary[0][span], rotary[1][span])
+            parts = self.attn.project(self.norm1(x[:, span]), table)
+            if not whole:
+                whole = [p.new_empty(*p.shape[:2], x.shape[1], p.shape[3]) for p in parts]
+            for target, part in zip(whole, parts, strict=True):
+                target[:, :, span] = part
+        q, k, v = whole
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [n heads t d]
+        del q, k, v, whole
+        out = torch.empty_like(x)
+        for span in spans:
+            own = self.attn.proj(mixed[:, :, span].transpose(1, 2).flatten(2))
+            y = x[:, span] + self.ls1(own)
+            out[:, span] = y + self.ls2(self.mlp(self.norm2(y)))
+        return out
 
 
 # Rotary positions. ---------------------------------------------------------------------------
@@ -123,9 +163,9 @@ def rotate(
     x: Float[Tensor, "n heads t d"], cos: Float[Tensor, "t 2 q"], sin: Float[Tensor, "t 2 q"]
 ) -> Float[Tensor, "n heads t d"]:
     """Rotate channel pairs (j, j + d/4) of each half: the first by row, the second by column."""
-    halves = x.unflatten(-1, (2, 2, -1))
-    a, b = halves.unbind(-2)  # [n heads t 2 q]
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-2).flatten(-3)
+    a, b = x.unflatten(-1, (2, 2, -1)).unbind(-2)  # [n heads t 2 q]
+    first = torch.addcmul(a * cos, b, sin, value=-1)
+    return torch.stack([first, torch.addcmul(b * cos, a, sin)], dim=-2).flatten(-3)
 
 
 # Image encoder. ------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from stillroom.records import BadInputError
 from stillroom.students.encoders.vggt import VGGT, VGGTConfig
+from stillroom.students.encoders.vggt_config import PUBLISHED
 
 #: Prefixes of a checkpoint's keys and the config flag that wants them.
 PREFIXES = {
@@ -27,6 +29,8 @@ PREFIXES = {
     "depth_head": "depth_head",
     "point_head": "point_head",
 }
+#: The heads by the names of their config flags, which are their prefixes too.
+FLAGS = ("camera_head", "depth_head", "point_head")
 #: Known and never loaded: a student has no use for point tracks.
 SKIPPED = ("track_head",)
 #: What the public config.json calls our settings.
@@ -105,6 +109,26 @@ def load_vggt(
     return load_state(Checkpoint.open(weights), settings, dtype=dtype, heads=heads)
 
 
+def encoder_config(where: Path | str, *, heads: tuple[str, ...] | None = None) -> VGGTConfig:
+    """The config that ``load_vggt`` would give, from headers alone; no weight is read.
+
+    A published hub id is answered without a download.
+
+    Raises:
+        BadInputError: as ``load_vggt``, for what its headers tell.
+    """
+    if str(where) in PUBLISHED and not Path(where).is_dir():
+        wanted = FLAGS if heads is None else heads
+        return replace(
+            PUBLISHED[str(where)],
+            camera_head="camera_head" in wanted,
+            depth_head="depth_head" in wanted,
+            point_head="point_head" in wanted,
+        )
+    folder, weights = _locate(where)
+    return config_for(Checkpoint.open(weights), read_settings(folder / "config.json"), heads)
+
+
 def load_state(
     checkpoint: Checkpoint,
     settings: Mapping[str, Any],
@@ -179,17 +203,16 @@ def config_for(
         raise BadInputError(
             f"{checkpoint.path} is no VGGT checkpoint: {missing.args[0]} is missing"
         ) from None
-    flags = ("camera_head", "depth_head", "point_head")
     for name, size in told.items():
         given = settings.get(name, size)
         given = tuple(given) if isinstance(given, list) else given
-        if name not in flags and given != size:
+        if name not in FLAGS and given != size:
             raise BadInputError(
                 f"{checkpoint.path} has {name} {size} by its shapes, config.json says {given}; "
                 "they belong to different models"
             )
     merged = {**settings, **told}
-    for flag in flags:
+    for flag in FLAGS:
         wanted = heads is None or flag in heads
         if heads is not None and wanted and not told[flag]:
             raise BadInputError(f"{checkpoint.path} has no {flag}")
@@ -258,21 +281,32 @@ def _locate(where: Path | str) -> tuple[Path, Path]:
     if path.is_file():
         return path.parent, path
     if not path.is_dir():
-        path = _download(str(where))
+        return _download(str(where))
     for name in WEIGHTS:
         if (path / name).is_file():
             return path, path / name
     raise BadInputError(f"{path} holds no VGGT weights; expected one of {', '.join(WEIGHTS)}")
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _download(hub_id: str) -> tuple[Path, Path]:
+    """Folder and weights of a hub model; of several files of weights one is fetched."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
+    reason = ""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["config.json", *WEIGHTS]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        for name in WEIGHTS:
+            try:
+                weights = Path(hf_hub_download(hub_id, name))
+            except EntryNotFoundError as error:
+                reason = str(error).splitlines()[0]
+                continue
+            # Without its config.json a checkpoint is read by its shapes.
+            with suppress(EntryNotFoundError):
+                hf_hub_download(hub_id, "config.json")
+            return weights.parent, weights
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInputError(
-            f"VGGT {hub_id!r} is neither a folder nor a hub model that can be fetched ({reason})"
-        ) from None
+    raise BadInputError(
+        f"VGGT {hub_id!r} is neither a folder nor a hub model that can be fetched ({reason})"
+    )

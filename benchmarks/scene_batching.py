@@ -1,0 +1,176 @@
+"""What it brings that the questions of a scene share a row: one step of training, two ways.
+
+    python benchmarks/scene_batching.py [--recipe mini_cpu] [--scenes 8] [--questions 8]
+
+Both ways train the recipe's student on the same questions of the same made rooms, from cached
+features, with every term of the recipe: batch, forward, backward and AdamW. ``shared`` has a row a
+scene, ``single`` a row a question, as training without scene batching has it. Both are the
+product's own code. The gradients of the two are compared before anything is timed. Seconds are the
+median of ``--repeats`` steps after a warm-up, the two taking turns. Prints a table for people, then
+one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom import api, recipes, registry
+from stillroom.distill.batches import Batches, Item, items_by_scene
+from stillroom.distill.build import build_student
+from stillroom.distill.config import DistillConfig
+from stillroom.distill.features import cache_features
+from stillroom.distill.step import count_labelled, distill_step
+from stillroom.records import FAMILIES
+from stillroom.scenes.store import open_store
+from stillroom.students.model import StillroomStudent
+from stillroom.teachers.label_store import open_labels
+
+SEED = 5
+
+
+@dataclass(frozen=True)
+class Work:
+    """A student, and where its batches come from."""
+
+    config: DistillConfig
+    student: StillroomStudent
+    batches: Batches
+    #: The chosen questions of each scene.
+    items: list[list[Item]]
+
+    def shared(self) -> Any:
+        """A row a scene."""
+        return self.batches.batch(self.batches.rows, self.items)
+
+    def single(self) -> Any:
+        """A row a question."""
+        rows = [row for row, asked in zip(self.batches.rows, self.items) for _ in asked]
+        return self.batches.batch(rows, [[item] for asked in self.items for item in asked])
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        """Every term's mean, all of weight 1."""
+        sums, counts = distill_step(self.student, batch, self.config.losses), count_labelled(batch)
+        means = [total / counts[name] for name, total in sums.terms.items() if counts[name]]
+        return torch.stack(means).sum()
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> Work:
+    """Rooms, labels, features and a fresh student."""
+    config: DistillConfig = recipes.table("distill")[options.recipe]()
+    scenes, labels = folder / "scenes", folder / "labels"
+    api.make_scenes(scenes, count=options.scenes, seed=SEED, split="train")
+    api.label(scenes, teacher="truth", out=labels, signals=("answers",))
+    store, said = open_store(scenes), open_labels(labels)
+    student, processor = build_student(config, registry.locate(config.encoder))
+    ids = store.scene_ids("train")
+    features = cache_features(student, processor, store, ids, folder / "features", encoder="mini")
+    questions = {
+        scene_id: [q for q in store.questions(scene_id) if q.family in FAMILIES] for scene_id in ids
+    }
+    prompts = {q.question_id: q.prompt for asked in questions.values() for q in asked}
+    items = items_by_scene(
+        questions,
+        {scene_id: said.labels(scene_id) for scene_id in ids},
+        prompts,
+        processor.tokenizer,
+    )
+    batches = Batches(config, features, items, prompts=prompts, tokenizer=processor.tokenizer)
+    chosen = [list(items[scene_id][: options.questions]) for scene_id in ids]
+    if any(len(asked) < options.questions for asked in chosen):
+        sys.exit(f"a room has fewer than {options.questions} questions of the four families")
+    return Work(config, student.train(), batches, chosen)
+
+
+def gradients(work: Work, batch: Any) -> list[torch.Tensor]:
+    """Of every trained parameter that has a part in the loss."""
+    trained = [p for p in work.student.parameters() if p.requires_grad]
+    found = torch.autograd.grad(work.loss(batch), trained, allow_unused=True)
+    return [gradient for gradient in found if gradient is not None]
+
+
+def difference(work: Work) -> float:
+    """Largest difference of any gradient between the two ways, over the largest gradient."""
+    one, other = gradients(work, work.shared()), gradients(work, work.single())
+    largest = max(float(g.abs().max()) for g in one)
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True)) / largest
+
+
+def seconds_of(work: Work, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a step in both ways, taking turns."""
+    trained = [p for p in work.student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+    ways: dict[str, Callable[[], Any]] = {"shared": work.shared, "single": work.single}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, make in ways.items():
+            began = time.perf_counter()
+            optimizer.zero_grad()
+            work.loss(make()).backward()
+            optimizer.step()
+            if repeat:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def main() -> None:
+    """Read the options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="mini_cpu", choices=("mini_cpu", "mini_cpu_paper"))
+    parser.add_argument("--scenes", type=int, default=8, help="of one step")
+    parser.add_argument("--questions", type=int, default=8, help="of each scene")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="a file to write the JSON line to")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = prepare(options, Path(folder))
+        off = difference(work)
+        taken = seconds_of(work, options.repeats)
+    questions = options.scenes * options.questions
+    median = {name: statistics.median(values) for name, values in taken.items()}
+    views = work.batches.features.tokens.shape[1]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(
+        f"{options.recipe}, {options.scenes} scenes of {views} views, {options.questions} "
+        f"questions each, fp32, {machine}, torch {torch.__version__}"
+    )
+    print(f"{'':12}{'median [s]':>12}{'slowest [s]':>13}{'questions/s':>13}")
+    for name, values in taken.items():
+        print(f"{name:12}{median[name]:12.3f}{max(values):13.3f}{questions / median[name]:13.1f}")
+    print(f"gradients differ by {off:.1e} of the largest")
+    line = json.dumps(
+        {
+            "benchmark": "scene_batching",
+            "ratio": round(median["single"] / median["shared"], 3),
+            "gradient_difference": off,
+            "questions_per_s": {name: round(questions / s, 2) for name, s in median.items()},
+            **{name: getattr(options, name) for name in ("recipe", "scenes", "questions")},
+            "views": views,
+            "repeats": options.repeats,
+            "machine": machine,
+            "date": datetime.date.today().isoformat(),
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        }
+    )
+    print(line)
+    if options.out:
+        options.out.write_text(line + "\n")
+    if not off <= 1e-5:
+        sys.exit(f"the gradients differ by {off}, more than 1e-5 of the largest")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""How fast and how large VGGT's features are, beside a straightforward VGGT.
+
+    python benchmarks/vggt.py                       # real widths, half the depth, 8 views of 336 px
+    python benchmarks/vggt.py --blocks 24 --rounds 24 --pixels 518      # VGGT-1B's own size: 4 GB
+    python benchmarks/vggt.py --blocks 24 --rounds 24 --pixels 518 --device cuda
+
+Both run the same random weights on the same photos, for the patch tokens of one round and no head.
+The straightforward one is in this file, written as the paper describes it: every block makes the
+table of its angles, every round's tokens are put together and kept, and all rounds run. Both use
+the same fused attention, and weights in float32. What is compared:
+
+- ``ratio``: features as the recipes with VGGT-1B make them (``--encoder-precision bf16``: autocast)
+  against the straightforward one as the release runs it: in float32 on a CPU, in bf16 on a GPU.
+- ``ratio_fp32`` and ``ratio_bf16``: both in the same precision. Both do the same arithmetic, so
+  that only tables, memory and its traffic are saved.
+- ``ratio_early_stop``: as ``ratio``, for the tokens of ``--early-round``.
+
+``memory_ratio`` is that of ``ratio``'s two. Seconds are the median of ``--repeats`` passes after a
+warm-up, all taking turns. Memory is what a pass takes beyond weights and photos at its peak: on a
+GPU by its allocator, on a CPU by the largest resident size of a process of its own, which only
+Linux tells. Prints a table for people, then one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillroom.students.encoders.vggt import VGGT
+from stillroom.students.encoders.vggt_config import VGGTConfig
+from stillroom.students.encoders.vggt_layers import Block
+
+Pass = Callable[[], Tensor]
+MIB = 2**20
+#: How far from the straightforward float32 tokens, over the largest of them.
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.02}
+
+
+# The straightforward way. --------------------------------------------------------------------
+
+
+def plain_tokens(model: VGGT, images: Tensor) -> list[Tensor]:
+    """Tokens of every round, [b v t c] each, special ones first."""
+    config, aggregator = model.config, model.aggregator
+    scenes, views = images.shape[:2]
+    rows, columns = (side // config.patch_size for side in images.shape[-2:])
+    mean, std = aggregator.pixel_statistics(images.device)
+    x = aggregator.patch_embed.patch_embed((images.flatten(0, 1) - mean) / std)
+    encoder = aggregator.patch_embed
+    table = encoder.position_table(rows, columns)
+    first = (encoder.cls_token + table[:, :1]).expand(len(x), -1, -1)
+    registers = encoder.register_tokens.expand(len(x), -1, -1)
+    x = torch.cat([first, registers, x + table[:, 1:]], dim=1)
+    for block in encoder.blocks:
+        x = plain_block(block, x, None, config.rope_base)
+    x = encoder.norm(x)[:, 1 + config.registers :]
+    x = aggregator.with_special(x, views)
+    places = plain_positions(rows, columns, config.special_tokens, images.device)
+    kept = []
+    for frame_block, global_block in zip(
+        aggregator.frame_blocks, aggregator.global_blocks, strict=True
+    ):
+        x = plain_block(frame_block, x, places, config.rope_base)
+        within = x
+        x = x.reshape(scenes, -1, x.shape[-1])
+        x = plain_block(global_block, x, places.repeat(views, 1), config.rope_base)
+        x = x.reshape(within.shape)
+        kept.append(torch.cat([within, x], dim=-1).unflatten(0, (scenes, views)))
+    return kept
+
+
+def plain_positions(rows: int, columns: int, special: int, device: torch.device) -> Tensor:
+    """(row, column) of every token of a view, patches counted from 1."""
+    grid = torch.cartesian_prod(
+        torch.arange(1, rows + 1, device=device), torch.arange(1, columns + 1, device=device)
+    )
+    return torch.cat([grid.new_zeros(special, 2), grid])
+
+
+def plain_block(block: Block, x: Tensor, places: Tensor | None, base: float) -> Tensor:
+    """One transformer block, operation by operation."""
+    n, t, width = x.shape
+    heads = block.attn.heads
+    qkv = block.attn.qkv(block.norm1(x)).reshape(n, t, 3, heads, width // heads)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    if block.attn.q_norm is not None and block.attn.k_norm is not None:
+        q, k = block.attn.q_norm(q), block.attn.k_norm(k)
+    if places is not None:
+        q, k = plain_rotation(q, places, base).to(v.dtype), plain_rotation(k, places, base).to(v)
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    x = x + block.attn.proj(mixed.transpose(1, 2).reshape(n, t, width)) * block.ls1.gamma
+    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))) * block.ls2.gamma
+
+
+def plain_rotation(x: Tensor, places: Tensor, base: float) -> Tensor:
+    """Rows turn the first half of the channels, columns the second; angles made here and now."""
+    halves = []
+    for axis, part in enumerate(x.chunk(2, dim=-1)):
+        width = part.shape[-1]
+        steps = torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width
+        angles = places[:, axis, None].float() * base**-steps
+        angles = torch.cat([angles, angles], dim=-1)
+        a, b = part.chunk(2, dim=-1)
+        halves.append(part * angles.cos() + torch.cat([-b, a], dim=-1) * angles.sin())
+    return torch.cat(halves, dim=-1)
+
+
+# Measuring. ----------------------------------------------------------------------------------
+
+
+def build(options: argparse.Namespace) -> tuple[VGGT, Tensor]:
+    """Random weights of the asked size, and photos."""
+    config = VGGTConfig(
+        width=options.width,
+        heads=options.width // 64,
+        encoder_heads=options.width // 64,
+        encoder_depth=options.blocks,
+        rounds=options.rounds,
+        image_size=options.pixels,
+        camera_head=False,
+        depth_head=False,
+        point_head=False,
+    )
+    model = VGGT(config, seed=0).eval().requires_grad_(False).to(options.device)
+    draws = torch.Generator().manual_seed(1)
+    images = torch.rand(1, options.views, 3, options.pixels, options.pixels, generator=draws)
+    return model, images.to(options.device)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to the tokens: straightforward or ours, the round, and the precision."""
+
+    plain: bool
+    early: bool
+    precision: str
+
+    def __str__(self) -> str:
+        name = "straightforward" if self.plain else "features"
+        return f"{name}, {self.precision}" + (", early stop" if self.early else "")
+
+
+PLAIN_FP32, PLAIN_BF16 = Way(True, False, "fp32"), Way(True, False, "bf16")
+OURS_FP32, OURS_BF16 = Way(False, False, "fp32"), Way(False, False, "bf16")
+EARLY = Way(False, True, "bf16")
+WAYS = (PLAIN_FP32, OURS_FP32, PLAIN_BF16, OURS_BF16, EARLY)
+
+
+def make_pass(options: argparse.Namespace, model: VGGT, images: Tensor, way: Way) -> Pass:
+    """What one way computes: patch tokens of one round."""
+    first, last = model.config.special_tokens, model.config.rounds - 1
+    early = options.early_round if options.early_round >= 0 else max(last - 1, 0)
+    index = early if way.early else last
+
+    def run() -> Tensor:
+        device = options.device.split(":")[0]
+        with torch.autocast(device, torch.bfloat16, enabled=way.precision == "bf16"):
+            if way.plain:
+                return plain_tokens(model, images)[index][:, :, first:]
+            return model.encode(images, (index,)).tokens[index]
+
+    return run
+
+
+def synchronise(device: str) -> None:
+    """Wait for what has been started on a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def seconds_of(options: argparse.Namespace) -> tuple[dict[Way, list[float]], dict[Way, float]]:
+    """Seconds of every way, taking turns, and how far each is from the straightforward fp32.
+
+    That is the largest difference over the largest value; early tokens are compared with theirs.
+    """
+    model, images = build(options)
+    every = {way: make_pass(options, model, images, way) for way in WAYS}
+    differences = {}
+    want = every[PLAIN_FP32]()  # also the warm-up
+    for way in (OURS_FP32, PLAIN_BF16, OURS_BF16):
+        differences[way] = difference(every[way](), want)
+    want = make_pass(options, model, images, Way(True, True, "fp32"))()
+    differences[EARLY] = difference(every[EARLY](), want)
+    del want
+    taken: dict[Way, list[float]] = {way: [] for way in WAYS}
+    for _ in range(options.repeats):
+        for way, run in every.items():
+            synchronise(options.device)
+            began = time.perf_counter()
+            run()
+            synchronise(options.device)
+            taken[way].append(time.perf_counter() - began)
+    return taken, differences
+
+
+def difference(got: Tensor, want: Tensor) -> float:
+    """Largest difference over the largest value."""
+    return float((got.float() - want).abs().max() / want.abs().max())
+
+
+def status_kib(field: str) -> int:
+    """A figure of this process's memory, as Linux tells it [KiB]."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+@torch.inference_mode()
+def peak_bytes(options: argparse.Namespace, way: Way) -> int:
+    """What one pass takes beyond weights and photos, at its peak."""
+    model, images = build(options)
+    run = make_pass(options, model, images, way)
+    gc.collect()
+    if options.device.startswith("cuda"):
+        run()  # the tables and the workspace of the libraries are there from now on
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status_kib("VmRSS")
+    run()
+    return 1024 * (status_kib("VmHWM") - before)
+
+
+def peaks(options: argparse.Namespace) -> dict[Way, int]:
+    """Peak of every way, each in a process of its own."""
+    found = {}
+    for number, way in enumerate(WAYS):
+        words = [sys.executable, __file__, *sys.argv[1:], "--peak-of", str(number)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+        found[way] = int(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+# What is shown. ------------------------------------------------------------------------------
+
+
+def machine(device: str) -> str:
+    """What it ran on."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def show(options: argparse.Namespace) -> dict[str, object]:
+    """Measure, print the table, and return the figures."""
+    memory = peaks(options)
+    taken, differences = seconds_of(options)
+    median = {way: statistics.median(values) for way, values in taken.items()}
+    print(
+        f"VGGT, width {options.width}, {options.blocks} + 2 x {options.rounds} blocks, "
+        f"{options.views} views of {options.pixels} px, {machine(options.device)}, "
+        f"torch {torch.__version__}"
+    )
+    print(f"{'':28}{'median [s]':>12}{'slowest [s]':>13}{'peak [MiB]':>12}{'difference':>12}")
+    for way, values in taken.items():
+        off = f"{differences[way]:12.1e}" if way in differences else ""
+        peak = f"{memory[way] / MIB:12.0f}"
+        print(f"{way!s:28}{median[way]:12.3f}{max(values):13.3f}{peak}{off}")
+    released = PLAIN_BF16 if options.device.startswith("cuda") else PLAIN_FP32
+
+    def ratio(plain: Way, ours: Way) -> float:
+        return round(median[plain] / median[ours], 3)
+
+    return {
+        "benchmark": "vggt",
+        "ratio": ratio(released, OURS_BF16),
+        "memory_ratio": round(memory[OURS_BF16] / memory[released], 3),
+        "ratio_fp32": ratio(PLAIN_FP32, OURS_FP32),
+        "memory_ratio_fp32": round(memory[OURS_FP32] / memory[PLAIN_FP32], 3),
+        "ratio_bf16": ratio(PLAIN_BF16, OURS_BF16),
+        "ratio_early_stop": ratio(released, EARLY),
+        "difference_fp32": differences[OURS_FP32],
+        "difference_bf16": max(differences[OURS_BF16], differences[EARLY]),
+        "seconds": {str(way): round(value, 4) for way, value in median.items()},
+        "peak_mib": {str(way): round(value / MIB, 1) for way, value in memory.items()},
+        **{
+            name: getattr(options, name)
+            for name in ("width", "blocks", "rounds", "views", "pixels", "repeats")
+        },
+        "machine": machine(options.device),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def main() -> None:
+    """Read the options, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=1024, help="a multiple of 64")
+    parser.add_argument("--blocks", type=int, default=12, help="of the image encoder")
+    parser.add_argument("--rounds", type=int, default=12, help="of the aggregator")
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--pixels", type=int, default=336, help="a multiple of 14")
+    parser.add_argument("--early-round", type=int, default=-1, help="-1: the last but one")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a file to write the JSON line to")
+    parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_of is not None:
+        print(peak_bytes(options, WAYS[options.peak_of]))
+        return
+    figures = show(options)
+    line = json.dumps(figures)
+    print(line)
+    if options.out:
+        options.out.write_text(line + "\n")
+    for precision, allowed in TOLERANCE.items():
+        off = figures[f"difference_{precision}"]
+        if not off <= allowed:  # type: ignore[operator]
+            sys.exit(f"in {precision} the two differ by {off} of the largest value, not {allowed}")
+
+
+if __name__ == "__main__":
+    main()

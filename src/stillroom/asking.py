@@ -1,0 +1,163 @@
+"""What a model says of photos: its answer and, of a student, boxes and depth, for people and files.
+
+Boxes are in view0: metres right, forward and up from the floor below the first photo's camera.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.geometry.poses import yaw_of
+from stillroom.records import BadInputError, OrientedBox, Scene, SceneGeometry, asked
+
+if TYPE_CHECKING:
+    from stillroom.students.session import StudentSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer and the geometry behind it; ``views`` are the names of the photos looked at."""
+
+    question: str
+    answer: str
+    geometry: SceneGeometry = field(default_factory=SceneGeometry)
+    views: tuple[str, ...] = ()
+
+
+def reply(
+    model: str, scene: Scene, question: str, *, boxes: bool = False, depth: bool = False
+) -> Reply:
+    """What ``model`` says about the photos of a scene.
+
+    Raises:
+        BadInputError: the question is empty or too long, the model is none that looks at photos,
+            or it cannot say what is asked for.
+    """
+    from stillroom import registry
+
+    kind, where = registry.kind_of(model)
+    if kind not in ("student", *registry.LOOKING_TEACHERS):
+        raise BadInputError(f"{model!r} does not look at photos; ask a student or a teacher")
+    # What is cheap to refuse comes before a model is loaded.
+    wanted = asked(scene.scene_id, question)
+    if kind != "student":
+        if boxes or depth:
+            raise BadInputError(
+                f"{model!r} is a teacher and gives no boxes or depth; ask a student for them"
+            )
+        teacher: Any = registry.teacher(model)
+        return Reply(question=question, answer=str(teacher.open(scene).answer([wanted])[0].text))
+    from stillroom.students.session import StudentAnswerer
+
+    answerer = StudentAnswerer.from_folder(registry.locate(where))
+    if boxes and answerer.student.detector is None:
+        raise BadInputError(
+            f"{model!r} has no detector and gives no boxes; distil a student with "
+            "--losses.detection"
+        )
+    session: StudentSession = answerer.open(scene)
+    answer = session.answer([wanted])[0].text
+    geometry = session.geometry() if boxes or depth else SceneGeometry()
+    if depth and geometry.depth is None:
+        raise BadInputError(f"{model!r} has no depth head and gives no depth")
+    return Reply(
+        question=question,
+        answer=answer,
+        geometry=geometry,
+        views=tuple(scene.views[number].name for number in session.views),
+    )
+
+
+def box_rows(geometry: SceneGeometry) -> list[dict[str, Any]]:
+    """The boxes as plain numbers: metres in view0, yaw in degrees from above."""
+    return [
+        {"name": name, "score": round(score, 4), **_numbers(box)}
+        for (name, box), score in zip(geometry.boxes, geometry.box_scores, strict=True)
+    ]
+
+
+def box_lines(geometry: SceneGeometry) -> list[str]:
+    """The boxes as a table to print."""
+    if not geometry.boxes:
+        return ["no thing was found with enough certainty to be shown"]
+    rows = box_rows(geometry)
+    width = max(len(row["name"]) for row in rows)
+    head = f"{'':{width}}  sure   right forward   up [m]   width  depth height [m]   turned"
+    return [head, *(_line(row, width) for row in rows)]
+
+
+def write_depth(said: Reply, folder: Path) -> list[dict[str, Any]]:
+    """Depth of every photo in ``folder``: ``NAME.npy`` in metres, ``NAME.png`` to look at.
+
+    The maps are of the middle square of each photo, as the student sees it; all pictures share one
+    scale of colours, near is red. Returns where they lie and how deep they go.
+    """
+    import matplotlib
+
+    assert said.geometry.depth is not None
+    maps = said.geometry.depth
+    least, most = float(maps.min()), float(maps.max())
+    colours = matplotlib.colormaps["turbo_r"]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for name, stem, depth in zip(said.views, _stems(said.views), maps, strict=True):
+        npy, png = folder / f"{stem}.npy", folder / f"{stem}.png"
+        np.save(npy, depth)
+        shown = (depth - least) / max(most - least, 1e-6)
+        _save_picture(colours(shown, bytes=True)[..., :3], png)
+        found.append(
+            {
+                "view": name,
+                "npy": str(npy),
+                "png": str(png),
+                "near_m": round(float(depth.min()), 3),
+                "median_m": round(float(np.median(depth)), 3),
+                "far_m": round(float(depth.max()), 3),
+            }
+        )
+    return found
+
+
+def depth_lines(written: Sequence[dict[str, Any]]) -> list[str]:
+    """Where depth was written, a line per photo."""
+    return [
+        f"depth of {row['view']}: {row['near_m']:.2f} to {row['far_m']:.2f} m, "
+        f"{row['npy']} and {row['png']}"
+        for row in written
+    ]
+
+
+def _numbers(box: OrientedBox) -> dict[str, Any]:
+    return {
+        "center_m": [round(float(value), 4) for value in box.center],
+        "size_m": [round(float(value), 4) for value in box.size],
+        "yaw_deg": round(math.degrees(float(yaw_of(box.rotation))), 2),
+    }
+
+
+def _line(row: dict[str, Any], width: int) -> str:
+    center = " ".join(f"{value:7.2f}" for value in row["center_m"])
+    size = " ".join(f"{value:6.2f}" for value in row["size_m"])
+    turned = f"{row['yaw_deg']:4.0f} deg"
+    return f"{row['name']:{width}}  {row['score']:.2f} {center}       {size}       {turned}"
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """A file name for each photo, its own where no two photos share it."""
+    stems = [Path(name).stem or f"view{index}" for index, name in enumerate(names)]
+    return [
+        stem if stems.count(stem) == 1 else f"{index:03d}_{stem}"
+        for index, stem in enumerate(stems)
+    ]
+
+
+def _save_picture(rgb: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(rgb).save(path)

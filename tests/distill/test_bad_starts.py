@@ -1,0 +1,221 @@
+"""What a distillation refuses or bears: foreign checkpoints, poor scenes, silent teachers."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_world import write_llama_tokenizer, write_qwen, write_world
+
+from stillroom.distill.build import build_student
+from stillroom.distill.config import DistillConfig, LoraConfig, SlotConfig, StudentSizes
+from stillroom.distill.run import distill, save_student
+from stillroom.records import Answer, BadInputError, Question, Scene, Signal, TeacherLabel
+from stillroom.scenes.store import open_store, write_manifest, write_shard
+from stillroom.students.session import StudentAnswerer
+from stillroom.teachers.label import label_scenes
+from stillroom.testing import FixedTeacher, tiny_questions, tiny_scene
+from stillroom.text.tokenizer import open_tokenizer
+from stillroom.training.config import TrainConfig
+from stillroom.training.runlog import read_log
+
+TINY = DistillConfig(
+    train=TrainConfig(steps=2, scenes_per_step=1, evaluate_every=0, save_every=2),
+    student=StudentSizes(hidden_size=16, layers=2, heads=2, intermediate_size=32, vision_grid=2),
+    slots=SlotConfig(count=2),
+    questions_per_scene=4,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    home = write_world(tmp_path_factory.mktemp("world"))
+    student, processor = build_student(TINY, home / "encoder")
+    save_student(student, processor, home / "student")
+    write_qwen(home / "qwen")
+    write_llama_tokenizer(home / "llama")
+    return home
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"slots": SlotConfig(count=4)}, "its slot_count is 2, the recipe's 4"),
+        ({"mask": "causal"}, "its visibility is prefix, the recipe's causal"),
+        ({"vision": False}, "its blind is False, the recipe's True"),
+        (
+            {"student": replace(TINY.student, vision_grid=4)},
+            "its vision_grid is 2, the recipe's 4",
+        ),
+        (
+            {"student": replace(TINY.student, vision_pool="mean")},
+            "its vision_pool is grid, the recipe's mean",
+        ),
+        (
+            {"student": replace(TINY.student, hidden_size=32)},
+            "its hidden_size is 16, the recipe's 32",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_no_start(
+    world: Path, changes: dict, sentence: str
+) -> None:
+    config = replace(TINY, start_from=str(world / "student"), **changes)
+    with pytest.raises(BadInputError, match=f"a student of another recipe: {sentence}"):
+        build_student(config, world / "encoder")
+
+
+def test_a_checkpoint_of_the_same_recipe_is_a_start(world: Path) -> None:
+    config = replace(TINY, start_from=str(world / "student"))
+    student, _ = build_student(config, world / "encoder")
+    kept = StudentAnswerer.from_folder(world / "student").student.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in student.state_dict().items())
+
+
+def test_an_encoder_is_no_student_to_start_from(world: Path) -> None:
+    with pytest.raises(BadInputError, match="not a student"):
+        build_student(replace(TINY, start_from=str(world / "encoder")), world / "encoder")
+
+
+def test_a_language_model_brings_its_tokenizer_and_its_weights(world: Path) -> None:
+    student, processor = build_student(TINY, world / "encoder", world / "qwen")
+    words = open_tokenizer(world / "qwen")
+    assert processor.tokenizer.encode("the red table") == words.encode("the red table")
+    assert student.config.bos_token_id == student.config.eos_token_id == 0
+    assert student.language_model.config.model_type == "qwen2"
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
+    kept = load_file(world / "qwen" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(student.get_input_embeddings().weight, kept.float())
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(world: Path) -> None:
+    small = replace(TINY, student=replace(TINY.student, vocab_size=100))
+    with pytest.raises(BadInputError, match=r"has \d+ entries, the recipe's vocabulary 100"):
+        build_student(small, world / "encoder", "", world / "llama")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(world: Path) -> None:
+    with pytest.raises(BadInputError, match=r"holds no tokenizer\.json; write one with"):
+        build_student(TINY, world / "encoder", "", world / "encoder")
+
+
+# LoRA. ------------------------------------------------------------------------------------------
+
+LORA = replace(TINY, language_model="qwen", lora=LoraConfig(rank=2, alpha=4))
+
+
+def test_lora_trains_the_updates_and_leaves_a_student_without_them(
+    world: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    whole, _ = build_student(TINY, world / "encoder", world / "qwen")
+    student, processor = build_student(LORA, world / "encoder", world / "qwen")
+    trained = {n for n, p in student.language_model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    matrices = {name.split(".lora_")[0].rpartition(".")[2] for name in trained}
+    assert matrices == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    # An update begins at zero.
+    ids = torch.tensor([[5, 6, 7]])
+    same = whole.language_model(ids).logits
+    torch.testing.assert_close(student.language_model(ids).logits, same)
+    with torch.no_grad():
+        for name, parameter in student.language_model.named_parameters():
+            if ".lora_" in name:
+                parameter.normal_(std=0.3)
+    student.eval()
+    moved = student.language_model(ids).logits
+    assert not torch.allclose(moved, same)
+    save_student(student, processor, tmp_path / "student")
+    kept = StudentAnswerer.from_folder(tmp_path / "student").student
+    assert not [name for name in kept.state_dict() if "lora" in name]
+    # The folder is in half precision.
+    torch.testing.assert_close(kept.language_model(ids).logits, moved, atol=0.05, rtol=0.05)
+    # What is trained on stays as it is.
+    assert any("lora" in name for name in student.state_dict())
+
+
+def test_lora_without_peft_is_one_sentence(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(BadInputError, match=r"pip install 'stillroom\[lora\]'"):
+        build_student(LORA, world / "encoder", world / "qwen")
+
+
+def test_lora_needs_something_to_update() -> None:
+    with pytest.raises(BadInputError, match="lora needs a pretrained language_model"):
+        replace(TINY, lora=LoraConfig(rank=2))
+    with pytest.raises(BadInputError, match="rank -1"):
+        LoraConfig(rank=-1)
+
+
+# Poor scenes. -----------------------------------------------------------------------------------
+
+
+class Silent:
+    """A teacher that has nothing to say."""
+
+    def answer(self, questions: list[Question]) -> list[Answer]:
+        return [Answer(question_id=q.question_id, text="") for q in questions]
+
+    def label(
+        self, scene: Scene, questions: list[Question], signals: tuple[Signal, ...]
+    ) -> list[TeacherLabel]:
+        return [
+            TeacherLabel(scene_id=scene.scene_id, question_id=q.question_id, answer="")
+            for q in questions
+        ]
+
+
+def train_on(scenes: list[Scene], world: Path, home: Path, teacher: type) -> list[dict]:
+    """Two steps on these scenes; the rows of the log."""
+    asked = [q for scene in scenes for q in tiny_questions(scene)]
+    write_shard(home / "scenes", 0, scenes, asked)
+    write_manifest(home / "scenes", {"count": len(scenes)})
+    label_scenes(
+        home / "scenes", teacher, home / "labels", teacher={"name": "x"}, signals=("answers",)
+    )
+    distill(
+        TINY,
+        scenes=home / "scenes",
+        labels=home / "labels",
+        out=home / "run",
+        encoder=world / "encoder",
+    )
+    return read_log(home / "run" / "log.jsonl", kind="step")
+
+
+def test_one_view_and_no_depth_are_enough_to_learn_from(world: Path, tmp_path: Path) -> None:
+    scenes = [tiny_scene(0, views=1, split="train"), tiny_scene(1, views=1, split="val")]
+    bare = [
+        replace(
+            scene,
+            views=tuple(
+                replace(view, depth=np.zeros(view.rgb.shape[:2], np.float32))
+                for view in scene.views
+            ),
+        )
+        for scene in scenes
+    ]
+    rows = train_on(bare, world, tmp_path, FixedTeacher)
+    # Without a measured depth its terms are off; the others are not, and nothing is not a number.
+    assert not {name for name in rows[0]["terms"] if name.startswith("depth")}
+    assert "text" in rows[0]["terms"]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    scene = next(open_store(tmp_path / "scenes").iter_scenes("val"))
+    session = StudentAnswerer.from_folder(tmp_path / "run" / "student").open(scene)
+    assert session.answer(tiny_questions(scene))
+
+
+def test_an_empty_answer_is_learnt_as_its_end(world: Path, tmp_path: Path) -> None:
+    scenes = [tiny_scene(0, split="train"), tiny_scene(1, split="val")]
+    rows = train_on(scenes, world, tmp_path, Silent)
+    assert np.isfinite(rows[-1]["loss"])
+    assert rows[-1]["terms"]["text"] > 0

@@ -1,0 +1,93 @@
+"""``torchrun -m stillroom distill ...``: two processes distil what one does."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_distill_run import TINY, run, world  # noqa: F401  # the fixture
+
+from stillroom.distill.config import LossConfig
+from stillroom.students.session import StudentAnswerer
+from stillroom.training.runlog import read_log
+
+CONFIG = replace(
+    TINY,
+    train=replace(TINY.train, steps=3, scenes_per_step=4, micro_batches=2, save_every=2),
+    student=replace(TINY.student, detection_queries=4, detection_width=32),
+    # Every term that these labels can teach.
+    losses=LossConfig(detection=True, spatial=True, multi_view=True),
+)
+FLAGS = {
+    "student.hidden-size": 16,
+    "student.layers": 1,
+    "student.heads": 2,
+    "student.intermediate-size": 32,
+    "student.vision-grid": 2,
+    "student.detection-queries": 4,
+    "student.detection-width": 32,
+    "slots.count": 2,
+    "questions-per-scene": 4,
+    "description-share": CONFIG.description_share,
+    "other-share": CONFIG.other_share,
+    "validation-scenes": CONFIG.validation_scenes,
+    "train.steps": 3,
+    "train.scenes-per-step": 4,
+    "train.learning-rate": CONFIG.train.learning_rate,
+    "train.evaluate-every": CONFIG.train.evaluate_every,
+    "train.save-every": 2,
+    "train.device": "cpu",
+}
+
+
+SWITCHES = ("detection", "spatial", "multi-view")
+
+
+def torchrun(world: Path, out: Path, parallel: str, *more: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "stillroom", "distill", "mini_cpu"]
+    command += ["--scenes", str(world / "scenes"), "--labels", str(world / "labels")]
+    command += ["--out", str(out), "--encoder", str(world / "encoder")]
+    command += [f"--{name}={value}" for name, value in FLAGS.items()]
+    command += [f"--losses.{name}" for name in SWITCHES]
+    command += ["--train.parallel", parallel, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_torchrun_distils_as_one_process_does(
+    world: Path,  # noqa: F811
+    tmp_path: Path,
+    parallel: str,
+) -> None:
+    out = tmp_path / "two"
+    done = torchrun(world, out, parallel)
+    assert done.returncode == 0, done.stderr
+    # One process speaks, writes the log and makes the features.
+    assert done.stdout.count("after 3 steps") == 1
+    assert len(list((out / "features").glob("features-*"))) == 1
+    run(world, tmp_path / "one", replace(CONFIG, train=replace(CONFIG.train, device="cpu")))
+    ours, theirs = (read_log(home, kind="step") for home in (out, tmp_path / "one"))
+    assert {"detection_class", "spatial_views", "multi_view"} <= set(ours[0]["terms"])
+    assert [row["loss"] for row in ours] == pytest.approx([r["loss"] for r in theirs], abs=1e-5)
+    students = [
+        StudentAnswerer.from_folder(home / "student").student.state_dict()
+        for home in (out, tmp_path / "one")
+    ]
+    for name, value in students[0].items():
+        torch.testing.assert_close(value, students[1][name], atol=2e-2, rtol=0)
+    again = torchrun(world, out, parallel)
+    assert again.returncode == 0
+    assert again.stdout.count("after 3 steps") == 1
+    refused = torchrun(world, out, parallel, "--train.seed", "7")
+    assert refused.returncode != 0
+    assert (
+        f"stillroom: {out} holds a run with other settings (settings.config.train.seed"
+        in refused.stderr
+    )
+    assert "stillroom (process 1): the first process stopped" in refused.stderr

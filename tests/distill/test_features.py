@@ -1,0 +1,193 @@
+"""The frozen encoder's features on disk: made once, whatever is killed or started twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stillroom.distill import features
+from stillroom.distill.features import FeatureCache, cache_features
+from stillroom.records import BadInputError, Scene
+from stillroom.scenes.store import SceneStore, open_store, write_manifest, write_shard
+from stillroom.students.config import StillroomConfig, neox_config
+from stillroom.students.encoders.vggt_config import mini_config
+from stillroom.students.model import StillroomStudent
+from stillroom.students.processor import StillroomProcessor
+from stillroom.testing import tiny_questions, tiny_scene, tiny_store
+
+SCENES = 6
+
+
+@pytest.fixture(autouse=True)
+def two_scenes_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(features, "SCENES_PER_PASS", 2)
+
+
+@pytest.fixture(scope="module")
+def student() -> StillroomStudent:
+    torch.manual_seed(0)
+    encoder = mini_config(
+        width=16,
+        heads=2,
+        encoder_heads=2,
+        camera_heads=2,
+        encoder_depth=1,
+        image_size=28,
+        dpt_features=8,
+        dpt_channels=(4, 4, 4, 4),
+        point_head=False,
+        camera_head=False,
+    )
+    text = neox_config(hidden_size=16, layers=1, heads=2)
+    return StillroomStudent(
+        StillroomConfig(
+            encoder=encoder.to_dict(), text_config=text, vision_grid=2, image_size=28, max_views=4
+        )
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SceneStore:
+    return open_store(tiny_store(tmp_path / "scenes", scenes=SCENES))
+
+
+def make(
+    student: StillroomStudent,
+    store: SceneStore,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+    **changes: str,
+) -> FeatureCache:
+    processor = StillroomProcessor(image_size=28, max_views=student.config.max_views)
+    given = {"encoder": "one", **changes}
+    return cache_features(
+        student,
+        processor,
+        store,
+        store.scene_ids(),
+        folder,
+        progress=progress,
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def same(one: FeatureCache, other: FeatureCache) -> bool:
+    names = ("tokens", "own_depth", "true_depth", "cells", "objects")
+    return one.scene_ids == other.scene_ids and all(
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in names
+    )
+
+
+def in_a_child(work: Callable[[], object]) -> int:
+    """Start ``work`` in a process of its own; its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_killed_at_any_moment_it_goes_on_and_no_scene_is_seen_twice(
+    student: StillroomStudent, store: SceneStore, tmp_path: Path
+) -> None:
+    calm = make(student, store, tmp_path / "calm")
+    folder, seen = tmp_path / "killed", []
+
+    def die(*_: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for _ in range(2):
+        child = in_a_child(lambda: make(student, store, folder, die))
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        # What is not whole does not stand under its name.
+        assert not [f for f in folder.iterdir() if not f.name.startswith(".")]
+    finished = make(student, store, folder, lambda done, _: seen.append(done))
+    # The two killed sittings did two scenes each; only the last two were left.
+    assert seen == [SCENES]
+    assert same(finished, calm)
+
+
+def test_of_two_at_once_one_makes_it_and_the_other_reads_it(
+    student: StillroomStudent, store: SceneStore, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "shared", tmp_path / "passes"
+    log.touch()
+
+    def work() -> None:
+        with log.open("a") as file:
+            made = make(student, store, folder, lambda *_: print("pass", file=file, flush=True))
+            print(float(np.abs(made.tokens[-1]).sum()) > 0, file=file)
+
+    children = [in_a_child(work) for _ in range(2)]
+    for child in children:
+        os.waitpid(child, 0)
+    lines = log.read_text().split()
+    assert lines.count("pass") == SCENES // 2
+    assert lines.count("True") == 2
+
+
+def test_what_shapes_the_features_has_a_cache_of_its_own(
+    student: StillroomStudent, store: SceneStore, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def count(done: int, _: int) -> None:
+        seen.append(done)
+
+    make(student, store, tmp_path, count)
+    make(student, store, tmp_path, count)
+    assert len(seen) == 3
+    make(student, store, tmp_path, count, encoder="another")
+    assert len(seen) == 6
+    half = make(student, store, tmp_path, count, precision="bf16")
+    assert len(seen) == 9
+    single = make(student, store, tmp_path)
+    assert not np.array_equal(half.tokens, single.tokens)
+    np.testing.assert_allclose(half.tokens, single.tokens, atol=0.2)
+
+
+def write(folder: Path, scenes: list[Scene]) -> SceneStore:
+    write_shard(folder, 0, scenes, [q for scene in scenes for q in tiny_questions(scene)])
+    write_manifest(folder, {"count": len(scenes)})
+    return open_store(folder)
+
+
+def test_scenes_of_one_view_are_scenes(student: StillroomStudent, tmp_path: Path) -> None:
+    one = write(tmp_path / "scenes", [tiny_scene(seed, views=1) for seed in range(2)])
+    cache = make(student, one, tmp_path / "features")
+    assert cache.tokens.shape == (2, 1, 4, 32)
+    assert np.isfinite(cache.tokens).all()
+
+
+def test_scenes_of_several_numbers_of_views_are_refused(
+    student: StillroomStudent, tmp_path: Path
+) -> None:
+    mixed = write(tmp_path / "scenes", [tiny_scene(0, views=1), tiny_scene(1, views=3)])
+    with pytest.raises(BadInputError, match="the scenes have 1 to 3 views"):
+        make(student, mixed, tmp_path / "features")
+    # In passes of their own they are found out too.
+    apart = write(tmp_path / "more", [tiny_scene(seed, views=1 + seed // 2) for seed in range(4)])
+    with pytest.raises(BadInputError, match="distil on scenes of one kind"):
+        make(student, apart, tmp_path / "features")
+
+
+def test_a_scene_without_any_depth_has_none(student: StillroomStudent, tmp_path: Path) -> None:
+    scene = tiny_scene(0)
+    bare = replace(scene, views=tuple(replace(view, depth=None) for view in scene.views))
+    zero = tiny_scene(1)
+    empty = tuple(replace(v, depth=np.zeros(v.rgb.shape[:2], np.float32)) for v in zero.views)
+    store = write(tmp_path / "scenes", [bare, replace(zero, views=empty)])
+    cache = make(student, store, tmp_path / "features")
+    assert not cache.true_depth.any()
+    assert np.isfinite(cache.tokens).all()

@@ -1,0 +1,102 @@
+"""The parts of a distillation at the smallest size: encoder, language model, tokenizers, labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from stillroom.students.encoders.vggt import VGGT
+from stillroom.students.encoders.vggt_config import mini_config
+from stillroom.students.encoders.vggt_load import save_vggt
+from stillroom.teachers.label import label_scenes
+from stillroom.testing import FixedTeacher, tiny_store
+
+TEXTS = (
+    "Which is closer to the lamp: the red table or the blue chair?",
+    "Are the red table and the blue chair touching? yes no left right",
+    "Seen from the first photo, is the red table left or right of the blue chair?",
+)
+
+
+def write_world(home: Path) -> Path:
+    """Scenes, answers of a fixed teacher, and a random encoder."""
+    tiny_store(home / "scenes", scenes=8, splits=("train", "train", "train", "val"))
+    label_scenes(
+        home / "scenes",
+        FixedTeacher,
+        home / "labels",
+        teacher={"name": "fixed"},
+        signals=("answers",),
+    )
+    encoder = mini_config(
+        width=16,
+        heads=2,
+        encoder_heads=2,
+        camera_heads=2,
+        encoder_depth=1,
+        image_size=28,
+        dpt_features=8,
+        dpt_channels=(4, 4, 4, 4),
+        point_head=False,
+        camera_head=False,
+    )
+    save_vggt(VGGT(encoder, seed=0), home / "encoder")
+    return home
+
+
+def write_llama_tokenizer(folder: Path) -> Path:
+    """In the manner of the teacher's: SentencePiece spaces, <unk>, <s> and </s> as 0, 1 and 2."""
+    bpe = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    bpe.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="first")
+    _train(bpe, ["<unk>", "<s>", "</s>"], 200)
+    return _write(bpe, folder, {"bos_token": "<s>", "eos_token": {"content": "</s>"}})
+
+
+def write_qwen_tokenizer(folder: Path) -> Path:
+    """In the manner of Qwen's: bytes, one token that ends and pads, none to begin with."""
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    _train(bpe, ["<|endoftext|>"], 400)
+    end = "<|endoftext|>"
+    return _write(bpe, folder, {"bos_token": None, "eos_token": end, "pad_token": end})
+
+
+def _train(bpe: tokenizers.Tokenizer, specials: list[str], size: int) -> None:
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if size > 256 else [],
+        show_progress=False,
+    )
+    bpe.train_from_iterator(TEXTS, trainer)
+
+
+def _write(bpe: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    bpe.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def write_qwen(folder: Path) -> Path:
+    """A random Qwen2 of two layers of 16, as the hub has them: weights, config, tokenizer."""
+    config: Any = CONFIG_MAPPING["qwen2"](
+        vocab_size=512,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    return write_qwen_tokenizer(folder)

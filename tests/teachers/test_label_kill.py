@@ -1,0 +1,193 @@
+"""``stillroom label`` killed again and again: no row lost, doubled or torn, workers or not."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stillroom.teachers.label_check import problems, status
+from stillroom.teachers.label_ray import _share
+from stillroom.teachers.label_store import open_labels
+from stillroom.testing import FixedTeacher, tiny_store
+
+#: The command with its registry's one teacher replaced, so that its pace is known.
+COMMAND = """
+import sys, functools
+from pathlib import Path
+from stillroom.records import SIGNALS
+from stillroom.teachers.label import label_scenes
+from stillroom.testing import FixedTeacher
+
+scenes, out, pause, workers, ray = sys.argv[1:6]
+label_scenes(Path(scenes), functools.partial(FixedTeacher, pause_s=float(pause)), Path(out),
+             teacher={"name": "fixed"}, signals=SIGNALS, scenes_per_part=1,
+             workers=int(workers), ray=ray or None)
+"""
+
+
+def command(scenes: Path, out: Path, pause_s: float, *, workers: int = 1, ray: str = "") -> list:
+    words = [scenes, out, pause_s, workers, ray]
+    return [sys.executable, "-c", COMMAND, *(str(word) for word in words)]
+
+
+def everything(out: Path) -> dict[str, list[object]]:
+    """All tensors of all rows, by question id."""
+    store, found = open_labels(out), {}
+    for scene_id in store.scene_ids():
+        features = store.scene_features(scene_id)
+        assert features is not None
+        for one in store.labels(scene_id):
+            assert one.question_id not in found, "a row stands twice"
+            assert one.topk_logits is not None
+            assert one.attention is not None
+            found[one.question_id] = [
+                one.answer,
+                one.topk_logits.tolist(),
+                one.attention.tolist(),
+                features.pooled.tolist(),
+            ]
+    return found
+
+
+def done(out: Path) -> int:
+    return status(out)["scenes"] if (out / "manifest.json").exists() else 0
+
+
+def kill_often(tmp_path: Path, *, kills: int, scenes: int, pause_s: float, seed: int) -> None:
+    """Label with ``kills`` kills, the i-th when a drawn share of the scenes is done.
+
+    Shares are drawn over the whole run and sorted; a delay drawn within the time of a scene lets
+    the kill fall anywhere between two parts: while a scene is read, a file written, a shard joined.
+    """
+    store = tiny_store(tmp_path / "scenes", scenes=scenes, questions=2)
+    subprocess.run(command(store, tmp_path / "calm", 0.0), check=True)
+    rng = np.random.default_rng(seed)
+    seen: list[int] = []
+    out = tmp_path / "killed"
+    # A kill after the last scene would find nobody: the draw ends before.
+    for goal in np.sort(rng.integers(0, scenes - 4, kills)):
+        process = subprocess.Popen(command(store, out, pause_s))
+        while process.poll() is None and done(out) < goal:
+            time.sleep(0.002)
+        time.sleep(float(rng.uniform(0, 2 * pause_s)))
+        assert process.poll() is None, "it ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        seen.append(done(out))
+    print(f"scenes done at each of {kills} kills, of {scenes}: {seen}")
+    assert seen == sorted(seen), "a finished scene was lost"
+    assert seen[0] < scenes / 2, "no kill came early"
+    subprocess.run(command(store, out, 0.0), check=True)
+    assert problems(out, scenes=[store]) == []
+    assert everything(out) == everything(tmp_path / "calm")
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        p.name for p in (tmp_path / "calm").iterdir()
+    )
+
+
+def test_six_kills_leave_no_row_lost_doubled_or_torn(tmp_path: Path) -> None:
+    kill_often(tmp_path, kills=6, scenes=24, pause_s=0.02, seed=1)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_leave_no_row_lost_doubled_or_torn(tmp_path: Path) -> None:
+    kill_often(tmp_path, kills=200, scenes=400, pause_s=0.02, seed=2)
+
+
+def worker_pids(out: Path) -> set[int]:
+    """Processes that hold a lease, as their lock files say."""
+    found = set()
+    for lock in (out / "leases").glob("*.lock"):
+        try:
+            found.add(json.loads(lock.read_text())["pid"])
+        except (ValueError, FileNotFoundError):
+            continue
+    return found
+
+
+def kill_one_of_two(tmp_path: Path, *, ray: str = "") -> None:
+    """Two workers; one is killed in the middle, the rest is done without the user's help."""
+    store = tiny_store(tmp_path / "scenes", scenes=16, questions=2)
+    subprocess.run(command(store, tmp_path / "one", 0.0), check=True)
+    out = tmp_path / "two"
+    process = subprocess.Popen(command(store, out, 0.2, workers=2, ray=ray))
+    deadline = time.monotonic() + 300
+    while done(out) < 4 or len(worker_pids(out)) < 2:
+        assert process.poll() is None, "it ended before a worker could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim = min(worker_pids(out) - {process.pid})
+    os.kill(victim, signal.SIGKILL)
+    at = done(out)
+    print(f"worker {victim} killed at {at} of 16 scenes")
+    assert at < 16
+    assert process.wait(timeout=300) == 0
+    assert problems(out, scenes=[store]) == []
+    assert everything(out) == everything(tmp_path / "one")
+
+
+def test_a_killed_process_costs_only_its_rows(tmp_path: Path) -> None:
+    kill_one_of_two(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("resources", "workers", "share"),
+    [
+        ({"CPU": 16.0}, 2, (2, {"num_cpus": 8.0})),
+        ({"CPU": 3.0}, 2, (2, {"num_cpus": 1.0})),
+        ({"CPU": 2.0}, 4, (4, {"num_cpus": 0.5})),
+        ({"CPU": 16.0, "GPU": 2.0}, 2, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
+        # More workers than GPUs would wait for one for ever.
+        ({"CPU": 16.0, "GPU": 2.0}, 5, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
+    ],
+)
+def test_a_cluster_is_shared_out_so_that_every_actor_finds_a_place(
+    resources: dict[str, float], workers: int, share: tuple[int, dict[str, float]]
+) -> None:
+    assert _share(resources, workers) == share
+
+
+HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed: pip install 'stillroom[ray]'")
+def test_a_killed_ray_worker_costs_only_its_rows(tmp_path: Path) -> None:
+    kill_one_of_two(tmp_path, ray="local")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed: pip install 'stillroom[ray]'")
+def test_what_a_ray_worker_refuses_is_one_sentence(tmp_path: Path) -> None:
+    store = tiny_store(tmp_path / "scenes", scenes=4)
+    words = [sys.executable, "-m", "stillroom", "label", store, "--teacher", "truth"]
+    words += ["--out", tmp_path / "out", "--ray"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "the teacher truth has answers alone" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(HAS_RAY, reason="ray is installed")
+def test_without_ray_the_way_to_install_it_is_named(tmp_path: Path) -> None:
+    from stillroom.records import BadInputError
+    from stillroom.teachers.label import label_scenes
+
+    store = tiny_store(tmp_path / "scenes", scenes=2)
+    with pytest.raises(BadInputError, match=r"pip install 'stillroom\[ray\]'"):
+        label_scenes(
+            store,
+            FixedTeacher,
+            tmp_path / "out",
+            teacher={"name": "fixed"},
+            signals=("answers",),
+            ray="local",
+        )
+    assert not (tmp_path / "out").exists()
