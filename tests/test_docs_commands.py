@@ -26,7 +26,11 @@ BLOCK = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINE = re.compile(r"^stillroom (?:.*\\\n)*.*$", re.MULTILINE)
 MENTION = re.compile(r"`(stillroom [^`]+)`")
 #: What a word in capitals of a usage line stands for, where any text would not do.
-STANDS_FOR = {**dict.fromkeys(("N", "S", "COUNT", "SEED"), "1"), "RECIPE": "mini_cpu", "SUITE": "vsibench"}
+STANDS_FOR = {
+    **dict.fromkeys(("N", "S", "COUNT", "SEED"), "1"),
+    "RECIPE": "mini_cpu",
+    "SUITE": "vsibench",
+}
 
 
 def commands_in(page: str) -> list[str]:
