@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ import pytest
 
 from stillroom.records import SIGNALS, BadInputError, Question, Scene, Signal, TeacherLabel
 from stillroom.scenes.store import open_store
-from stillroom.teachers import label_ledger
+from stillroom.teachers import label, label_ledger
 from stillroom.teachers.label import label_scenes, layout_for
 from stillroom.teachers.label_check import problems, status
 from stillroom.teachers.label_store import open_labels
 from stillroom.teachers.truth import TruthTeacher
 from stillroom.testing import FixedTeacher, tiny_store
+from stillroom.text.tokenizer import load_tokenizer
 
 LOGITS = ("answers", "topk_logits")
 
@@ -134,6 +135,64 @@ def test_another_teacher_is_refused_and_nothing_is_touched(scenes: Path, tmp_pat
     assert before == files_of(tmp_path / "labels")
 
 
+def loading(scenes: Path, out: Path, name: str, meanwhile: Callable[[], None]) -> None:
+    """Label; ``meanwhile`` is called while the teacher is loaded, before anything is labelled."""
+
+    def load() -> FixedTeacher:
+        meanwhile()
+        return FixedTeacher()
+
+    run(scenes, out, teacher={"name": name}, load_teacher=load)
+
+
+def test_while_a_teacher_is_loaded_other_settings_are_refused(scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels"
+
+    def second() -> None:
+        with pytest.raises(BadInputError, match="being labelled with other settings"):
+            run(scenes, out, teacher={"name": "second"})
+
+    loading(scenes, out, "first", second)
+    assert status(out)["teacher"] == {"name": "first"}
+    assert problems(out, scenes=[scenes]) == []
+
+
+def test_who_loses_the_manifest_before_the_first_lease_writes_nothing(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "labels", label.work
+
+    def overtaken(job: label.Job, report: Callable[[], None]) -> None:
+        monkeypatch.undo()
+        run(scenes, out, teacher={"name": "second"}, vocabulary=load_tokenizer().vocabulary())
+        real(job, report)
+
+    monkeypatch.setattr("stillroom.teachers.label_run.work", overtaken)
+    # Finished by the second: the first finds every shard whole, or other settings.
+    with pytest.raises(BadInputError, match="made with other settings"):
+        run(scenes, out, teacher={"name": "first"})
+    assert status(out)["teacher"] == {"name": "second"}
+    assert problems(out, scenes=[scenes]) == []
+
+
+def test_two_commands_of_other_settings_at_once_leave_one_store(
+    scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    words = [sys.executable, "-c", TWO, str(scenes), str(out)]
+    started = [
+        subprocess.Popen([*words, name], stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two", "three")
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    codes = sorted(process.returncode for process in started)
+    assert codes == [0, 1, 1], said
+    assert all("other settings" in text for text in said if text), said
+    winner = ("one", "two", "three")[[process.returncode for process in started].index(0)]
+    assert status(out)["teacher"] == {"name": winner}
+    assert problems(out, scenes=[scenes]) == []
+
+
 def test_a_folder_of_something_else_is_refused(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "thesis.txt").write_text("precious")
@@ -145,9 +204,9 @@ def test_a_folder_of_something_else_is_refused(scenes: Path, tmp_path: Path) -> 
 def test_a_store_of_an_older_version_is_refused(scenes: Path, tmp_path: Path) -> None:
     run(scenes, tmp_path / "labels")
     manifest = tmp_path / "labels" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 2'))
     for use in (lambda: run(scenes, tmp_path / "labels"), lambda: open_labels(manifest.parent)):
-        with pytest.raises(BadInputError, match="has version 1, this stillroom reads 2"):
+        with pytest.raises(BadInputError, match="has version 2, this stillroom reads 3"):
             use()
 
 
@@ -261,6 +320,22 @@ def test_a_quota_stops_the_real_command_and_leaves_no_torn_file(
     assert problems(tmp_path / "labels", scenes=[scenes]) == []
     run(scenes, tmp_path / "calm")
     assert everything(tmp_path / "labels") == everything(tmp_path / "calm")
+
+
+TWO = """
+import functools, sys
+from pathlib import Path
+from stillroom.records import BadInputError
+from stillroom.teachers.label import label_scenes
+from stillroom.testing import FixedTeacher
+
+try:
+    label_scenes(Path(sys.argv[1]), functools.partial(FixedTeacher, pause_s=0.3),
+                 Path(sys.argv[2]), teacher={"name": sys.argv[3]},
+                 signals=("answers", "topk_logits"), scenes_per_part=2)
+except BadInputError as error:
+    sys.exit(f"refused: {error}")
+"""
 
 
 # Parts and torn ledgers. ------------------------------------------------------------------------

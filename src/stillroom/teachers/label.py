@@ -26,18 +26,19 @@ from stillroom.records import (
     Teacher,
     content_hash,
 )
-from stillroom.scenes.store import SceneStore, open_store, write_atomically
+from stillroom.scenes.store import SceneStore, open_store
 from stillroom.teachers.label_ledger import (
     Layout,
     Ledger,
     Sealed,
     ShardWriter,
     begin,
+    changing_manifest,
     is_whole,
     lease_path,
     parts_folder,
-    read_labels_manifest,
     read_ledger,
+    require_settings,
     shards_begun,
     writing,
 )
@@ -72,8 +73,10 @@ class Job:
     # How the teacher is called in messages.
     teacher: str
     signals: SignalConfig
-    # The manifest's settings: a worker that finds others there has come to the wrong folder.
+    # What the command was given, never read back from disk: a worker that finds other settings in
+    # the manifest does not write.
     settings: Mapping[str, Any]
+    layout: Layout
     # Entries of the teacher's vocabulary, where it is known.
     vocabulary: int | None
 
@@ -156,10 +159,12 @@ def label_scenes(
     if not settings["question_count"]:
         raise BadInputError(f"{scenes} holds no questions to label; make rooms with --questions")
     ids = store.scene_ids()
-    layout = begin(out, settings, layout_for(len(ids), scenes_per_part=scenes_per_part))
-    if vocabulary is not None and not (out / VOCABULARY_FILE).exists():
-        with writing(out):
-            write_atomically(out / VOCABULARY_FILE, vocabulary.write())
+    layout = begin(
+        out,
+        settings,
+        layout_for(len(ids), scenes_per_part=scenes_per_part),
+        {} if vocabulary is None else {VOCABULARY_FILE: vocabulary.write()},
+    )
     board = Board(out, layout, ids)
     before = board.look()
     job = Job(
@@ -168,7 +173,8 @@ def label_scenes(
         load_teacher=load_teacher,
         teacher=str(teacher.get("name", "?")),
         signals=config,
-        settings=read_labels_manifest(out)["settings"],
+        settings=settings,
+        layout=layout,
         vocabulary=None if vocabulary is None else vocabulary.rows,
     )
 
@@ -179,6 +185,8 @@ def label_scenes(
     watch()
     if board.open_shards:
         run(job, len(board.open_shards), watch)
+        # Somebody else may have taken the folder before our first lease, and finished it.
+        require_settings(out, settings, layout)
     watch()
     _sweep(out)
     return board.look() - before
@@ -186,8 +194,11 @@ def label_scenes(
 
 def _sweep(out: Path) -> None:
     """Remove what dead workers left; what others hold stays."""
-    for stray in out.glob(".*.json.*"):
-        stray.unlink(missing_ok=True)
+    if strays := [*out.glob(".*.json.*"), *out.glob(".manifest.lock")]:
+        with changing_manifest(out):
+            for stray in strays:
+                if stray.name != ".manifest.lock":
+                    stray.unlink(missing_ok=True)
     for lock in (out / "leases").glob("*.lock"):
         with lease(lock):
             pass
@@ -235,15 +246,9 @@ def work(job: Job, report: Callable[[], None]) -> None:
     Raises:
         BadInputError: the store or the teacher cannot be used, or the disk is full.
     """
-    manifest = read_labels_manifest(job.out)
-    if manifest["settings"] != job.settings:
-        raise BadInputError(
-            f"{job.out} holds labels made with other settings. Choose another --out."
-        )
-    layout = Layout(**manifest["layout"])
-    store = open_store(job.scenes)
+    layout, store = job.layout, open_store(job.scenes)
     ids = store.scene_ids()
-    worker = _Worker(job, store, layout, report)
+    worker = _Worker(job, store, report)
     left = list(range(layout.shards(len(ids))))
     waiting = False
     while left := [shard for shard in left if not is_whole(job.out, shard)]:
@@ -266,10 +271,8 @@ def work(job: Job, report: Callable[[], None]) -> None:
 class _Worker:
     """A teacher at its desk: loaded with the first scene, kept to the last."""
 
-    def __init__(
-        self, job: Job, store: SceneStore, layout: Layout, report: Callable[[], None]
-    ) -> None:
-        self.job, self.store, self.layout, self.report = job, store, layout, report
+    def __init__(self, job: Job, store: SceneStore, report: Callable[[], None]) -> None:
+        self.job, self.store, self.report = job, store, report
         self._teacher: Teacher | None = None
 
     @property
@@ -280,10 +283,11 @@ class _Worker:
         return self._teacher
 
     def label_shard(self, shard: int, ids: Sequence[str]) -> None:
+        require_settings(self.job.out, self.job.settings, self.job.layout)
         # Before the first file: a teacher that cannot be used leaves the store as it was.
         teacher = self.teacher
-        writer = ShardWriter(self.job.out, shard)
-        for part, scene_ids in enumerate(self.layout.parts_of(ids)):
+        writer = ShardWriter(self.job.out, shard, self.job.settings)
+        for part, scene_ids in enumerate(self.job.layout.parts_of(ids)):
             if part not in writer.parts:
                 self._label_part(writer, part, scene_ids, teacher)
                 self.report()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from stillroom.records import BadInputError, TeacherLabel, content_hash
-from stillroom.scenes.store import write_atomically
 from stillroom.teachers.label_ledger import (
     Entry,
     Layout,
     Sealed,
     ShardWriter,
     begin,
+    mark_of,
     read_ledger,
     sha256,
     shard_file,
@@ -77,17 +78,16 @@ def merge(sources: Sequence[Path], out: Path) -> int:
         "merged_shards": sum(len(kept) for kept in taken),
     }
     layout = Layout(**stores[0].manifest["layout"])
-    begin(out, settings, layout)
+    known = stores[0].vocabulary
+    begin(out, settings, layout, {} if known is None else {VOCABULARY_FILE: known.write()})
     with writing(out):
-        if stores[0].vocabulary is not None:
-            write_atomically(out / VOCABULARY_FILE, stores[0].vocabulary.write())
         target = 0
         for store, kept in zip(stores, taken, strict=True):
             for shard, entry, fresh in kept:
                 if len(fresh) == len(entry.scenes):
-                    _take_files(store.path, shard, entry, out, target)
+                    _take_files(store.path, shard, entry, out, target, settings)
                 else:
-                    _take_scenes(store.path, shard, entry, fresh, out, target)
+                    _take_scenes(store.path, shard, entry, fresh, out, target, settings)
                 target += 1
     return sum(scene.rows for scene in scenes)
 
@@ -162,7 +162,9 @@ def _question_ids(store: LabelStore, kept: Sequence[tuple[int, Entry, list[Seale
     return found
 
 
-def _take_files(source: Path, shard: int, entry: Entry, out: Path, target: int) -> None:
+def _take_files(
+    source: Path, shard: int, entry: Entry, out: Path, target: int, settings: Mapping[str, Any]
+) -> None:
     """A whole shard, byte for byte."""
     for kind in entry.files:
         place = shard_file(out, kind, target)
@@ -172,17 +174,23 @@ def _take_files(source: Path, shard: int, entry: Entry, out: Path, target: int) 
             os.link(shard_file(source, kind, shard), place)
         except OSError:  # another disk
             shutil.copyfile(shard_file(source, kind, shard), place)
-    write_whole(out, target, entry.scenes, entry.files)
+    write_whole(out, target, replace(entry, settings=mark_of(settings)))
 
 
 def _take_scenes(
-    source: Path, shard: int, entry: Entry, fresh: Sequence[Sealed], out: Path, target: int
+    source: Path,
+    shard: int,
+    entry: Entry,
+    fresh: Sequence[Sealed],
+    out: Path,
+    target: int,
+    settings: Mapping[str, Any],
 ) -> None:
     """Some scenes of a shard as a shard of their own."""
     table = read_table(source, shard)
     tensors = TensorFile(shard_file(source, "tensors", shard)) if "tensors" in entry.files else None
     features = TensorFile(shard_file(source, "scenes", shard)) if "scenes" in entry.files else None
-    writer = ShardWriter(out, target)
+    writer = ShardWriter(out, target, settings)
     starts, row = {}, 0
     for scene in entry.scenes:
         starts[scene.scene_id], row = row, row + scene.rows

@@ -19,6 +19,9 @@ from pathlib import Path
 
 from stillroom.records import BadInputError
 
+#: How often a lease that is waited for is tried [s].
+WAIT_S = 0.01
+
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -53,6 +56,17 @@ def lease(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold ``path`` while inside, as soon as it is free: for what takes a moment only."""
+    while True:
+        with lease(path) as mine:
+            if mine:
+                yield
+                return
+        time.sleep(WAIT_S)
+
+
 def _take(path: Path) -> int | None:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +95,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds a lease; None if nobody does, or he has only just come."""
+    """Who holds a lease; None if nobody does. One who has only just come has no name yet."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -94,7 +108,7 @@ def holder(path: Path) -> Holder | None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             record = json.loads(os.pread(descriptor, 4096, 0))
             return Holder(host=record["host"], pid=record["pid"], since=record["since"])
-        return None
+        return Holder(host="?", pid=0, since=time.time())
     else:
         return None
     finally:
