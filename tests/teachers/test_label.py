@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stillroom.records import SIGNALS, BadInputError, Question, Scene, Signal, TeacherLabel
-from stillroom.scenes.store import open_store
+from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.teachers import label, label_ledger
 from stillroom.teachers.label import label_scenes, layout_for
 from stillroom.teachers.label_check import problems, status
@@ -193,6 +194,54 @@ def test_two_commands_of_other_settings_at_once_leave_one_store(
     assert problems(out, scenes=[scenes]) == []
 
 
+def changed(scenes: Path, into: Path, what: str) -> Path:
+    """The store with the same ids, and other pixels in its last scene or another prompt there."""
+    store = open_store(scenes)
+    made = [store.scene(scene_id) for scene_id in store.scene_ids()]
+    asked = {scene.scene_id: store.questions(scene.scene_id) for scene in made}
+    last = made[-1]
+    if what == "pixels":
+        view = replace(last.views[0], rgb=255 - last.views[0].rgb)
+        made[-1] = replace(last, views=(view, *last.views[1:]))
+    else:
+        one, *others = asked[last.scene_id]
+        asked[last.scene_id] = [replace(one, question="How so?"), *others]
+    write_shard(into, 0, made, [q for scene in made for q in asked[scene.scene_id]])
+    write_manifest(into, {})
+    return into
+
+
+@pytest.mark.parametrize("what", ["pixels", "prompt"])
+def test_other_content_under_the_same_ids_is_not_finished_already(
+    what: str, scenes: Path, tmp_path: Path
+) -> None:
+    run(scenes, tmp_path / "labels")
+    before = files_of(tmp_path / "labels")
+    now = changed(scenes, tmp_path / "now", what)
+    said = "has changed since it was labelled" if what == "pixels" else "other settings"
+    with pytest.raises(BadInputError, match=said):
+        run(now, tmp_path / "labels")
+    assert before == files_of(tmp_path / "labels")
+
+
+def test_a_shard_is_not_gone_on_with_when_its_scenes_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_large_shard(monkeypatch)
+    scenes = tiny_store(tmp_path / "scenes", scenes=4)
+    run(scenes, tmp_path / "calm")
+    stopped_after(scenes, tmp_path / "labels", 1)
+    store = open_store(scenes)
+    made = [store.scene(scene_id) for scene_id in store.scene_ids()]
+    made[0] = replace(made[0], views=made[0].views[::-1])
+    write_shard(tmp_path / "now", 0, made, store.questions())
+    write_manifest(tmp_path / "now", {})
+    with pytest.raises(BadInputError, match="has changed since it was labelled"):
+        run(tmp_path / "now", tmp_path / "labels")
+    run(scenes, tmp_path / "labels")
+    assert everything(tmp_path / "labels") == everything(tmp_path / "calm")
+
+
 def test_a_folder_of_something_else_is_refused(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "thesis.txt").write_text("precious")
@@ -248,9 +297,6 @@ def test_a_teacher_that_leaves_a_signal_out_is_refused(
 
 
 def test_rows_say_whether_geometry_was_given_or_predicted(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from stillroom.scenes.store import write_manifest, write_shard
     from stillroom.testing import tiny_questions, tiny_scene
 
     given, guessed = tiny_scene(0), replace(tiny_scene(1), source="photos+predicted")

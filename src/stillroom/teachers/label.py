@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stillroom.records import (
     BadInputError,
@@ -60,7 +60,11 @@ SHARDS = 32
 #: How often a worker that waits for others looks at what they have done [s].
 POLL_S = 0.5
 
+#: Finished scenes whose content is compared when a store is gone on with.
+SCENES_COMPARED = 16
+
 Progress = Callable[[int, int], None]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ def label_settings(
 ) -> dict[str, Any]:
     """The fingerprint of a labelling: another teacher, prompt, frame or question, another store."""
     ids = store.scene_ids()
-    counted = _Counted(store.question_ids())
+    counted = _Counted(store.asked())
     return {
         "teacher": dict(teacher),
         "signals": list(signals.signals),
@@ -100,7 +104,8 @@ def label_settings(
         else {"hash": vocabulary.hash, "rows": vocabulary.rows},
         "scenes": content_hash(ids),
         "scene_count": len(ids),
-        "questions": content_hash(counted),
+        # With prompts and answers: other words under the same ids are other questions.
+        "questions": content_hash(part for asked in counted for part in asked),
         "question_count": counted.count,
     }
 
@@ -108,10 +113,10 @@ def label_settings(
 class _Counted:
     """An iterator that knows how much has gone through it."""
 
-    def __init__(self, items: Iterator[str]) -> None:
+    def __init__(self, items: Iterator[tuple[str, ...]]) -> None:
         self._items, self.count = items, 0
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
         for item in self._items:
             self.count += 1
             yield item
@@ -167,6 +172,7 @@ def label_scenes(
     )
     board = Board(out, layout, ids)
     before = board.look()
+    _require_unchanged(out, store, _spread(_sealed(out), SCENES_COMPARED))
     job = Job(
         scenes=scenes.resolve(),
         out=out.resolve(),
@@ -190,6 +196,36 @@ def label_scenes(
     watch()
     _sweep(out)
     return board.look() - before
+
+
+def _sealed(out: Path) -> list[Sealed]:
+    """Scenes of some finished shards, from the first to the last."""
+    shards = _spread(shards_begun(out), SCENES_COMPARED)
+    wholes = [whole for s in shards if (whole := read_ledger(out, s).whole) is not None]
+    return [scene for whole in wholes for scene in whole.scenes]
+
+
+def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    """So many of the items at most, evenly spaced from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
+
+
+def _require_unchanged(out: Path, store: SceneStore, labelled: Sequence[Sealed]) -> None:
+    """Are scenes still what the teacher saw? Their ids are the same, or settings would differ.
+
+    Raises:
+        BadInputError: other pictures, depth, cameras or questions under the same id.
+    """
+    for sealed in labelled:
+        scene, asked = store.scene(sealed.scene_id), store.questions(sealed.scene_id)
+        if scene_content(scene, asked) != sealed.content:
+            raise BadInputError(
+                f"scene {sealed.scene_id} of {store.path} has changed since it was labelled in "
+                f"{out}; choose another --out ('stillroom labels verify {out} --scenes "
+                f"{store.path}' counts all that changed)"
+            )
 
 
 def _sweep(out: Path) -> None:
@@ -287,6 +323,7 @@ class _Worker:
         # Before the first file: a teacher that cannot be used leaves the store as it was.
         teacher = self.teacher
         writer = ShardWriter(self.job.out, shard, self.job.settings)
+        _require_unchanged(self.job.out, self.store, writer.scenes)
         for part, scene_ids in enumerate(self.job.layout.parts_of(ids)):
             if part not in writer.parts:
                 self._label_part(writer, part, scene_ids, teacher)

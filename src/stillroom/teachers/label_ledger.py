@@ -333,6 +333,11 @@ class ShardWriter:
             write_atomically(ledger, lines.encode())
 
     @property
+    def scenes(self) -> list[Sealed]:
+        """Scenes that are durable."""
+        return [scene for _, entry in sorted(self._parts.items()) for scene in entry.scenes]
+
+    @property
     def parts(self) -> set[int]:
         """Numbers of the parts that are durable."""
         return set(self._parts)
