@@ -309,6 +309,25 @@ def test_rows_say_whether_geometry_was_given_or_predicted(tmp_path: Path) -> Non
     assert {row["geometry"] for row in store.rows(guessed.scene_id)} == {"predicted"}
 
 
+def test_a_bad_out_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("precious")
+    for out in (tmp_path / "afile", tmp_path / "afile" / "within", Path("/proc/nope")):
+        with pytest.raises(BadInputError, match=f"cannot write to {out}"):
+            run(scenes, out)
+
+
+class Unreadable(FixedTeacher):
+    """Meets a disk that fails while a scene is read."""
+
+    def label(self, *given: object) -> list[TeacherLabel]:
+        raise OSError(5, "Input/output error", "scenes/00000.parquet")
+
+
+def test_an_error_in_reading_is_not_blamed_on_out(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"scenes/00000\.parquet"):
+        run(scenes, tmp_path / "labels", load_teacher=Unreadable)
+
+
 # A disk that is full. ---------------------------------------------------------------------------
 
 

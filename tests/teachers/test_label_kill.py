@@ -138,20 +138,29 @@ def test_a_killed_process_costs_only_its_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("resources", "workers", "share"),
+    ("nodes", "workers", "share"),
     [
-        ({"CPU": 16.0}, 2, (2, {"num_cpus": 8.0})),
-        ({"CPU": 3.0}, 2, (2, {"num_cpus": 1.0})),
-        ({"CPU": 2.0}, 4, (4, {"num_cpus": 0.5})),
-        ({"CPU": 16.0, "GPU": 2.0}, 2, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
+        ([{"CPU": 16.0}], 2, (2, {"num_cpus": 8.0})),
+        ([{"CPU": 3.0}], 2, (2, {"num_cpus": 1.0})),
+        ([{"CPU": 2.0}], 4, (4, {"num_cpus": 0.5})),
+        ([{"CPU": 16.0, "GPU": 2.0}], 2, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
         # More workers than GPUs would wait for one for ever.
-        ({"CPU": 16.0, "GPU": 2.0}, 5, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
+        ([{"CPU": 16.0, "GPU": 2.0}], 5, (2, {"num_cpus": 8.0, "num_gpus": 1.0})),
+        # An actor has its place on one machine, whatever the cluster has together.
+        ([{"CPU": 1.0}, {"CPU": 1.0}], 1, (1, {"num_cpus": 1.0})),
+        ([{"CPU": 8.0}, {"CPU": 3.0}], 3, (3, {"num_cpus": 3.0})),
+        ([{"CPU": 64.0}, {"CPU": 4.0, "GPU": 2.0}], 2, (2, {"num_cpus": 2.0, "num_gpus": 1.0})),
+        ([{}, {"CPU": 2.0}], 1, (1, {"num_cpus": 2.0})),
+        # Nobody says how many: one per GPU, or per eight CPUs of a machine.
+        ([{"CPU": 16.0, "GPU": 2.0}] * 2, None, (4, {"num_cpus": 8.0, "num_gpus": 1.0})),
+        ([{"CPU": 16.0}, {"CPU": 2.0}], None, (2, {"num_cpus": 8.0})),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], None, (2, {"num_cpus": 1.0})),
     ],
 )
 def test_a_cluster_is_shared_out_so_that_every_actor_finds_a_place(
-    resources: dict[str, float], workers: int, share: tuple[int, dict[str, float]]
+    nodes: list[dict[str, float]], workers: int | None, share: tuple[int, dict[str, float]]
 ) -> None:
-    assert _share(resources, workers) == share
+    assert _share(nodes, workers, shards=100) == share
 
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -173,6 +182,56 @@ def test_what_a_ray_worker_refuses_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "the teacher truth has answers alone" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+#: Labels on a cluster of two machines with a CPU each; with "busy" both are taken.
+CLUSTER = """
+import sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from stillroom.records import BadInputError
+from stillroom.teachers import label_ray
+from stillroom.teachers.label import label_scenes
+from stillroom.testing import FixedTeacher
+
+scenes, out, workers, busy = sys.argv[1:5]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False)
+if busy:
+    label_ray.START_S = 5.0
+    holders = [ray.remote(num_cpus=1)(label_ray._Actor).remote() for _ in range(2)]
+    ray.get([holder.here.remote() for holder in holders])
+try:
+    done = label_scenes(Path(scenes), FixedTeacher, Path(out), teacher={"name": "fixed"},
+                        signals=("answers",), ray=cluster.address, scenes_per_part=1,
+                        workers=int(workers) if workers else None)
+    print("labelled", done)
+except BadInputError as error:
+    print("refused:", error)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed: pip install 'stillroom[ray]'")
+@pytest.mark.parametrize(
+    ("workers", "busy", "said"),
+    [
+        ("1", "", "labelled 4"),
+        ("", "", "labelled 4"),
+        ("1", "busy", "refused: no Ray actor found a place in 5 s: one needs 1 CPU on one machine"),
+    ],
+)
+def test_actors_find_a_place_on_two_small_machines_or_say_why_not(
+    workers: str, busy: str, said: str, tmp_path: Path
+) -> None:
+    store = tiny_store(tmp_path / "scenes", scenes=4)
+    words = [sys.executable, "-c", CLUSTER, str(store), str(tmp_path / "out"), workers, busy]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert said in done.stdout, (done.stdout, done.stderr)
 
 
 @pytest.mark.skipif(HAS_RAY, reason="ray is installed")

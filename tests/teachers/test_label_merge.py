@@ -165,6 +165,27 @@ def test_an_export_is_cut_into_files_and_no_row_is_lost(
     assert ids == [row["question_id"] for row in open_labels(labels).iter_rows()]
 
 
+def test_an_export_that_a_full_disk_ended_is_repeated_as_told(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_export, "ROWS_PER_FILE", 5)
+    monkeypatch.setattr(label_export, "ROWS_PER_GROUP", 5)
+    real, written = pq.ParquetWriter.write_table, []
+
+    def full(self: pq.ParquetWriter, table: object) -> None:
+        written.append(table)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        real(self, table)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(BadInputError, match=r"cannot export to .* \(No space left on device\)"):
+        export(labels, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels", "scenes"]
+    assert export(labels, tmp_path / "out") == 12
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels", "out", "scenes"]
+
+
 def a_student(folder: Path) -> Path:
     StillroomProcessor(image_size=28, max_views=2).save_pretrained(folder)
     return folder

@@ -139,7 +139,7 @@ def label_scenes(
     teacher: Mapping[str, Any],
     signals: Sequence[Signal],
     vocabulary: Vocabulary | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     ray: str | None = None,
     scenes_per_part: int | None = None,
     progress: Progress | None = None,
@@ -148,8 +148,9 @@ def label_scenes(
 
     ``teacher`` describes the teacher (name, revision, prompt, decoding) for the fingerprint, and
     ``vocabulary`` its tokens. ``load_teacher`` is called once per worker and must be picklable
-    when there are several. ``ray`` is the address of a cluster ("local" starts one here). Commands
-    that label the same store at once share the work.
+    when there are several. ``ray`` is the address of a cluster ("local" starts one here).
+    ``workers`` is 1 by default, with ``ray`` one per GPU, or per 8 CPUs of a machine where there is
+    none. Commands that label the same store at once share the work.
 
     Raises:
         BadInputError: ``out`` holds something else, the scenes have no questions, the teacher
@@ -294,8 +295,7 @@ def work(job: Job, report: Callable[[], None]) -> None:
                 if not mine:
                     busy += 1
                 elif not is_whole(job.out, shard):
-                    with writing(job.out):
-                        worker.label_shard(shard, layout.scenes_of(shard, ids))
+                    worker.label_shard(shard, layout.scenes_of(shard, ids))
         if busy == len(left):
             if not waiting:
                 logger.info("all %d shards left are in other hands: waiting", busy)
@@ -322,13 +322,15 @@ class _Worker:
         require_settings(self.job.out, self.job.settings, self.job.layout)
         # Before the first file: a teacher that cannot be used leaves the store as it was.
         teacher = self.teacher
-        writer = ShardWriter(self.job.out, shard, self.job.settings)
+        with writing(self.job.out):
+            writer = ShardWriter(self.job.out, shard, self.job.settings)
         _require_unchanged(self.job.out, self.store, writer.scenes)
         for part, scene_ids in enumerate(self.job.layout.parts_of(ids)):
             if part not in writer.parts:
                 self._label_part(writer, part, scene_ids, teacher)
                 self.report()
-        writer.finish()
+        with writing(self.job.out):
+            writer.finish()
 
     def _label_part(
         self, writer: ShardWriter, part: int, scene_ids: Sequence[str], teacher: Teacher
@@ -347,7 +349,8 @@ class _Worker:
         marks = [asking.geometry[question.scene_id] for question, _ in pairs]
         table, tensors = encode(pairs, config, geometry=marks, vocabulary=self.job.vocabulary)
         features = encode_features(asking.features) if config.scene_features else None
-        writer.write_part(part, asking.sealed, table, tensors, features)
+        with writing(self.job.out):
+            writer.write_part(part, asking.sealed, table, tensors, features)
 
 
 class _Asking:

@@ -36,6 +36,9 @@ VERSION = 3
 #: Kinds of files, by the folder in which a shard's lies: rows, their tensors, the scenes' tensors.
 SUFFIX = {"labels": ".parquet", "tensors": ".safetensors", "scenes": ".safetensors"}
 
+#: What the system says of a disk that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 #: Rows of a Parquet row group: what one read costs at least.
 ROWS_PER_GROUP = 512
 
@@ -204,15 +207,20 @@ def _text(settings: Mapping[str, Any], layout: Layout) -> bytes:
 
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turn a disk that takes no more into one sentence; what is durable stays so."""
+    """Turn a folder or a disk that takes nothing into one sentence; what is durable stays so.
+
+    To be put around calls that write to ``out``, and nothing else.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-            raise
+        if error.errno in _FULL:
+            raise BadInputError(
+                f"cannot write to {out} ({error.strerror}); make room and give the same command "
+                "again: all that was finished is kept"
+            ) from None
         raise BadInputError(
-            f"cannot write to {out} ({error.strerror}); make room and give the same command again: "
-            "all that was finished is kept"
+            f"cannot write to {out} ({error.strerror or error}); choose another --out"
         ) from None
 
 

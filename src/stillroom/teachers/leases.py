@@ -47,8 +47,9 @@ def lease(path: Path) -> Iterator[bool]:
         return
     try:
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: nobody can read who it is, no more
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(me).encode(), 0)
         yield True
     finally:
         # Unlinked while still locked: whoever opened it before finds it gone and opens anew.
@@ -69,11 +70,17 @@ def waited_for(path: Path) -> Iterator[None]:
 
 def _take(path: Path) -> int | None:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
-            continue  # another command, done, has just removed the empty folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:
+                continue  # another command, done, has just removed the empty folder
+        except OSError as error:
+            raise BadInputError(
+                f"cannot write to {path.parent} ({error.strerror}); make room there, or choose "
+                "another --out"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
