@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stillroom import api
 from stillroom.teachers.label_check import problems, status
+from stillroom.teachers.label_merge import alike
 from stillroom.teachers.label_ray import _share
 from stillroom.teachers.label_store import open_labels
 from stillroom.testing import FixedTeacher, tiny_store
@@ -81,7 +83,7 @@ def kill_often(tmp_path: Path, *, kills: int, scenes: int, pause_s: float, seed:
         process.send_signal(signal.SIGKILL)
         process.wait()
         seen.append(done(out))
-    print(f"scenes done at each of {kills} kills, of {scenes}: {seen}")
+        print(f"kill {len(seen)} of {kills}: {seen[-1]} of {scenes} scenes done")
     assert seen == sorted(seen), "a finished scene was lost"
     assert seen[0] < scenes / 2, "no kill came early"
     subprocess.run(command(store, out, 0.0), check=True)
@@ -99,6 +101,66 @@ def test_six_kills_leave_no_row_lost_doubled_or_torn(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_hundred_kills_leave_no_row_lost_doubled_or_torn(tmp_path: Path) -> None:
     kill_often(tmp_path, kills=200, scenes=400, pause_s=0.02, seed=2)
+
+
+# The command itself, with the shipped teacher. --------------------------------------------------
+
+
+def rooms(folder: Path, count: int) -> Path:
+    api.make_scenes(folder, count=count, seed=3, questions=8, workers=1)
+    return folder
+
+
+def real(scenes: Path, out: Path, workers: int) -> list[str]:
+    words = ["label", scenes, "--teacher", "teacher_mini", "--out", out, "--workers", workers]
+    words += ["--scenes-per-part", 1]
+    return [sys.executable, "-m", "stillroom", *(str(word) for word in words)]
+
+
+def assert_rows_alike(one: Path, two: Path) -> None:
+    """Every row once in both, with equal answers, and numbers equal up to rounding."""
+    first, second = open_labels(one), open_labels(two)
+    assert first.scene_ids() == second.scene_ids()
+    for scene_id in first.scene_ids():
+        ours, theirs = first.labels(scene_id), second.labels(scene_id)
+        assert len(ours) == len(theirs) > 0
+        assert all(map(alike, ours, theirs))
+
+
+@pytest.mark.slow
+def test_two_workers_say_what_one_says_up_to_rounding(tmp_path: Path) -> None:
+    store = rooms(tmp_path / "rooms", 3)
+    for workers in (1, 2):
+        subprocess.run(real(store, tmp_path / str(workers), workers), check=True)
+        assert problems(tmp_path / str(workers), scenes=[store]) == []
+    assert_rows_alike(tmp_path / "1", tmp_path / "2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "workers"), [(20, 1), (4, 2)])
+def test_the_real_command_is_killed_and_no_row_is_lost(
+    kills: int, workers: int, tmp_path: Path
+) -> None:
+    count = 8
+    store = rooms(tmp_path / "rooms", count)
+    out, rng = tmp_path / "killed", np.random.default_rng(4)
+    subprocess.run(real(store, tmp_path / "calm", 1), check=True)
+    at = done(out)
+    for number, goal in enumerate(np.sort(rng.integers(0, count - 1, kills))):
+        process = subprocess.Popen(real(store, out, workers))
+        while process.poll() is None and done(out) < goal:
+            time.sleep(0.002)
+        # While scenes are labelled, and for the first goal while the teacher is loaded.
+        time.sleep(float(rng.uniform(0, 4.0 if goal == 0 else 0.1)))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        before, at = at, done(out)
+        print(f"kill {number + 1} of {kills}, {workers} workers: {at} of {count} scenes done")
+        assert at >= before, "a finished scene was lost"
+    subprocess.run(real(store, out, workers), check=True)
+    assert problems(out, scenes=[store]) == []
+    assert_rows_alike(out, tmp_path / "calm")
 
 
 def worker_pids(out: Path) -> set[int]:

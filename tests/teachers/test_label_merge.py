@@ -1,19 +1,20 @@
 """Label stores joined, and written for other trainers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stillroom.records import SIGNALS, BadInputError, Scene
+from stillroom.records import SIGNALS, BadInputError, Scene, TeacherLabel
 from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers import label_export
 from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_check import problems
 from stillroom.teachers.label_export import export
-from stillroom.teachers.label_merge import merge
+from stillroom.teachers.label_merge import alike, merge
 from stillroom.teachers.label_store import open_labels
 from stillroom.testing import FixedTeacher, tiny_questions, tiny_scene
 from stillroom.text.tokenizer import load_tokenizer
@@ -74,6 +75,45 @@ def test_scenes_in_both_with_equal_labels_are_taken_once(tmp_path: Path) -> None
     whole = a_store(tmp_path / "whole", range(0, 9))
     assert problems(tmp_path / "c", scenes=[whole]) == []
     assert sorted(open_labels(tmp_path / "c").scene_ids()) == sorted(open_store(whole).scene_ids())
+
+
+class Rounded(FixedTeacher):
+    """Rounds otherwise: the smallest logit of every position is a step off."""
+
+    def _label(self, *given: object) -> object:
+        made = super()._label(*given)
+        step = np.spacing(made.topk_logits.max(axis=1).astype(np.float16))
+        made.topk_logits[:, -1] -= step
+        return made
+
+
+def test_labels_that_differ_by_rounding_are_equal(tmp_path: Path) -> None:
+    one = label(a_store(tmp_path / "s1", range(0, 3)), tmp_path / "a")
+    two = label(a_store(tmp_path / "s2", range(2, 5)), tmp_path / "b", load=Rounded)
+    assert merge([one, two], tmp_path / "c") == 20
+
+
+def test_logits_a_step_apart_may_swap_and_no_more() -> None:
+    def said(*pairs: tuple[int, float]) -> TeacherLabel:
+        ids, logits = zip(*pairs)
+        return TeacherLabel(
+            scene_id="s",
+            question_id="q",
+            answer="no",
+            answer_ids=np.array([7]),
+            topk_ids=np.array([ids]),
+            topk_logits=np.array([logits], np.float16),
+            logsumexp=np.array([20.0], np.float32),
+        )
+
+    step = float(np.spacing(np.float16(16.0)))
+    base = said((7, 16.0), (3, 12.0), (5, 10.0))
+    assert alike(base, base)
+    assert alike(base, said((7, 16.0), (3, 12.0 - step), (5, 10.0)))
+    assert alike(base, said((7, 16.0), (3, 12.0), (9, 10.0 + step)))
+    assert not alike(base, said((7, 16.0), (3, 12.0 - 2 * step), (5, 10.0)))
+    assert not alike(base, said((7, 16.0), (5, 12.0), (3, 10.0)))
+    assert not alike(base, replace(base, answer_ids=np.array([8])))
 
 
 class Other(FixedTeacher):
