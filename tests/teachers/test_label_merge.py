@@ -276,5 +276,6 @@ def test_a_store_without_logits_or_a_full_folder_is_refused(labels: Path, tmp_pa
     bare = label(tmp_path / "scenes", tmp_path / "bare", signals=("answers",))
     with pytest.raises(BadInputError, match="holds no topk_logits to export"):
         export(bare, tmp_path / "out")
-    with pytest.raises(BadInputError, match="is not empty"):
-        export(labels, tmp_path / "scenes")
+    for taken in (tmp_path / "scenes", tmp_path / "scenes" / "manifest.json"):
+        with pytest.raises(BadInputError, match="is no empty folder"):
+            export(labels, taken)

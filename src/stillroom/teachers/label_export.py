@@ -70,8 +70,8 @@ def export(path: Path, out: Path, *, student: Path | None = None) -> int:
     store = open_labels(path)
     if "topk_logits" not in store.settings["signals"]:
         raise BadInputError(f"{path} holds no topk_logits to export; label again with that signal")
-    if out.exists() and any(out.iterdir()):
-        raise BadInputError(f"{out} is not empty; remove it or choose another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInputError(f"{out} is no empty folder; remove it or choose another --out")
     tokenizer = None if student is None else _tokenizer(student, store)
     schema = EXPORT_SCHEMA
     for name, kind in TOKENISED.items() if tokenizer is not None else ():
