@@ -175,7 +175,7 @@ def label(
     out: Path | str,
     options: TeacherOptions | None = None,
     signals: Sequence[Signal] = ("answers", "topk_logits"),
-    workers: int = 1,
+    workers: int | None = None,
     ray: str | None = None,
     scenes_per_part: int | None = None,
     geometry: Literal["given", "predicted"] = "given",

@@ -427,7 +427,7 @@ def label(words: Sequence[str]) -> int:
             ],
             ...,
         ] = ("answers", "topk_logits"),
-        workers: int = 1,
+        workers: int | None = None,
         options: TeacherOptions = TeacherOptions(),  # noqa: B008  (it is frozen)
         ray: str | None = None,
         scenes_per_part: int | None = None,
@@ -446,7 +446,8 @@ def label(words: Sequence[str]) -> int:
             teacher: teacher_mini, a folder, llava3d:WHERE, vlm:WHERE, http:ADDRESS#MODEL or truth.
             out: Folder of the label store.
             signals: What to keep.
-            workers: Processes, or Ray actors, one teacher each.
+            workers: Processes, or Ray actors, one teacher each. Default is 1; with --ray one per
+                GPU, or per 8 CPUs of a machine where there is none.
             ray: Label with the Ray cluster at this address; without one, start it here.
             scenes_per_part: Scenes that a kill may cost; none is 5, of vlm: and http: 1.
             dry_run: Load nothing and write nothing: print sizes, operations, time and disk.

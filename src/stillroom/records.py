@@ -162,11 +162,14 @@ class Question:
         Lettered options ("A. left") stand below the question as VSI-Bench prints them; those of
         the four families stand in their sentences already.
         """
-        if self.asked_as:
-            return self.asked_as
-        if not self.options or not self.options[0].startswith("A. "):
-            return self.question
-        return "\n".join([self.question, "Options:", *self.options])
+        return self.asked_as or prompt_of(self.question, self.options)
+
+
+def prompt_of(question: str, options: Sequence[str]) -> str:
+    """``Question.prompt`` of a row's own columns."""
+    if not options or not options[0].startswith("A. "):
+        return question
+    return "\n".join([question, "Options:", *options])
 
 
 def asked(scene_id: str, text: str) -> Question:

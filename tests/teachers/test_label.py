@@ -7,20 +7,22 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stillroom.records import SIGNALS, BadInputError, Question, Scene, Signal, TeacherLabel
-from stillroom.scenes.store import open_store
-from stillroom.teachers import label_ledger
+from stillroom.scenes.store import open_store, write_manifest, write_shard
+from stillroom.teachers import label, label_ledger
 from stillroom.teachers.label import label_scenes, layout_for
 from stillroom.teachers.label_check import problems, status
 from stillroom.teachers.label_store import open_labels
 from stillroom.teachers.truth import TruthTeacher
 from stillroom.testing import FixedTeacher, tiny_store
+from stillroom.text.tokenizer import load_tokenizer
 
 LOGITS = ("answers", "topk_logits")
 
@@ -134,6 +136,112 @@ def test_another_teacher_is_refused_and_nothing_is_touched(scenes: Path, tmp_pat
     assert before == files_of(tmp_path / "labels")
 
 
+def loading(scenes: Path, out: Path, name: str, meanwhile: Callable[[], None]) -> None:
+    """Label; ``meanwhile`` is called while the teacher is loaded, before anything is labelled."""
+
+    def load() -> FixedTeacher:
+        meanwhile()
+        return FixedTeacher()
+
+    run(scenes, out, teacher={"name": name}, load_teacher=load)
+
+
+def test_while_a_teacher_is_loaded_other_settings_are_refused(scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels"
+
+    def second() -> None:
+        with pytest.raises(BadInputError, match="being labelled with other settings"):
+            run(scenes, out, teacher={"name": "second"})
+
+    loading(scenes, out, "first", second)
+    assert status(out)["teacher"] == {"name": "first"}
+    assert problems(out, scenes=[scenes]) == []
+
+
+def test_who_loses_the_manifest_before_the_first_lease_writes_nothing(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "labels", label.work
+
+    def overtaken(job: label.Job, report: Callable[[], None]) -> None:
+        monkeypatch.undo()
+        run(scenes, out, teacher={"name": "second"}, vocabulary=load_tokenizer().vocabulary())
+        real(job, report)
+
+    monkeypatch.setattr("stillroom.teachers.label_run.work", overtaken)
+    # Finished by the second: the first finds every shard whole, or other settings.
+    with pytest.raises(BadInputError, match="made with other settings"):
+        run(scenes, out, teacher={"name": "first"})
+    assert status(out)["teacher"] == {"name": "second"}
+    assert problems(out, scenes=[scenes]) == []
+
+
+def test_two_commands_of_other_settings_at_once_leave_one_store(
+    scenes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    words = [sys.executable, "-c", TWO, str(scenes), str(out)]
+    started = [
+        subprocess.Popen([*words, name], stderr=subprocess.PIPE, text=True)
+        for name in ("one", "two", "three")
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    codes = sorted(process.returncode for process in started)
+    assert codes == [0, 1, 1], said
+    assert all("other settings" in text for text in said if text), said
+    winner = ("one", "two", "three")[[process.returncode for process in started].index(0)]
+    assert status(out)["teacher"] == {"name": winner}
+    assert problems(out, scenes=[scenes]) == []
+
+
+def changed(scenes: Path, into: Path, what: str) -> Path:
+    """The store with the same ids, and other pixels in its last scene or another prompt there."""
+    store = open_store(scenes)
+    made = [store.scene(scene_id) for scene_id in store.scene_ids()]
+    asked = {scene.scene_id: store.questions(scene.scene_id) for scene in made}
+    last = made[-1]
+    if what == "pixels":
+        view = replace(last.views[0], rgb=255 - last.views[0].rgb)
+        made[-1] = replace(last, views=(view, *last.views[1:]))
+    else:
+        one, *others = asked[last.scene_id]
+        asked[last.scene_id] = [replace(one, question="How so?"), *others]
+    write_shard(into, 0, made, [q for scene in made for q in asked[scene.scene_id]])
+    write_manifest(into, {})
+    return into
+
+
+@pytest.mark.parametrize("what", ["pixels", "prompt"])
+def test_other_content_under_the_same_ids_is_not_finished_already(
+    what: str, scenes: Path, tmp_path: Path
+) -> None:
+    run(scenes, tmp_path / "labels")
+    before = files_of(tmp_path / "labels")
+    now = changed(scenes, tmp_path / "now", what)
+    said = "has changed since it was labelled" if what == "pixels" else "other settings"
+    with pytest.raises(BadInputError, match=said):
+        run(now, tmp_path / "labels")
+    assert before == files_of(tmp_path / "labels")
+
+
+def test_a_shard_is_not_gone_on_with_when_its_scenes_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_large_shard(monkeypatch)
+    scenes = tiny_store(tmp_path / "scenes", scenes=4)
+    run(scenes, tmp_path / "calm")
+    stopped_after(scenes, tmp_path / "labels", 1)
+    store = open_store(scenes)
+    made = [store.scene(scene_id) for scene_id in store.scene_ids()]
+    made[0] = replace(made[0], views=made[0].views[::-1])
+    write_shard(tmp_path / "now", 0, made, store.questions())
+    write_manifest(tmp_path / "now", {})
+    with pytest.raises(BadInputError, match="has changed since it was labelled"):
+        run(tmp_path / "now", tmp_path / "labels")
+    run(scenes, tmp_path / "labels")
+    assert everything(tmp_path / "labels") == everything(tmp_path / "calm")
+
+
 def test_a_folder_of_something_else_is_refused(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "thesis.txt").write_text("precious")
@@ -145,9 +253,9 @@ def test_a_folder_of_something_else_is_refused(scenes: Path, tmp_path: Path) -> 
 def test_a_store_of_an_older_version_is_refused(scenes: Path, tmp_path: Path) -> None:
     run(scenes, tmp_path / "labels")
     manifest = tmp_path / "labels" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 1'))
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 2'))
     for use in (lambda: run(scenes, tmp_path / "labels"), lambda: open_labels(manifest.parent)):
-        with pytest.raises(BadInputError, match="has version 1, this stillroom reads 2"):
+        with pytest.raises(BadInputError, match="has version 2, this stillroom reads 3"):
             use()
 
 
@@ -189,9 +297,6 @@ def test_a_teacher_that_leaves_a_signal_out_is_refused(
 
 
 def test_rows_say_whether_geometry_was_given_or_predicted(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from stillroom.scenes.store import write_manifest, write_shard
     from stillroom.testing import tiny_questions, tiny_scene
 
     given, guessed = tiny_scene(0), replace(tiny_scene(1), source="photos+predicted")
@@ -202,6 +307,25 @@ def test_rows_say_whether_geometry_was_given_or_predicted(tmp_path: Path) -> Non
     store = open_labels(tmp_path / "labels")
     assert {row["geometry"] for row in store.rows(given.scene_id)} == {"given"}
     assert {row["geometry"] for row in store.rows(guessed.scene_id)} == {"predicted"}
+
+
+def test_a_bad_out_is_one_sentence(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("precious")
+    for out in (tmp_path / "afile", tmp_path / "afile" / "within", Path("/proc/nope")):
+        with pytest.raises(BadInputError, match=f"cannot write to {out}"):
+            run(scenes, out)
+
+
+class Unreadable(FixedTeacher):
+    """Meets a disk that fails while a scene is read."""
+
+    def label(self, *given: object) -> list[TeacherLabel]:
+        raise OSError(5, "Input/output error", "scenes/00000.parquet")
+
+
+def test_an_error_in_reading_is_not_blamed_on_out(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"scenes/00000\.parquet"):
+        run(scenes, tmp_path / "labels", load_teacher=Unreadable)
 
 
 # A disk that is full. ---------------------------------------------------------------------------
@@ -261,6 +385,22 @@ def test_a_quota_stops_the_real_command_and_leaves_no_torn_file(
     assert problems(tmp_path / "labels", scenes=[scenes]) == []
     run(scenes, tmp_path / "calm")
     assert everything(tmp_path / "labels") == everything(tmp_path / "calm")
+
+
+TWO = """
+import functools, sys
+from pathlib import Path
+from stillroom.records import BadInputError
+from stillroom.teachers.label import label_scenes
+from stillroom.testing import FixedTeacher
+
+try:
+    label_scenes(Path(sys.argv[1]), functools.partial(FixedTeacher, pause_s=0.3),
+                 Path(sys.argv[2]), teacher={"name": sys.argv[3]},
+                 signals=("answers", "topk_logits"), scenes_per_part=2)
+except BadInputError as error:
+    sys.exit(f"refused: {error}")
+"""
 
 
 # Parts and torn ledgers. ------------------------------------------------------------------------

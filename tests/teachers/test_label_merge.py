@@ -1,19 +1,20 @@
 """Label stores joined, and written for other trainers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from stillroom.records import SIGNALS, BadInputError, Scene
+from stillroom.records import SIGNALS, BadInputError, Scene, TeacherLabel
 from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers import label_export
 from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_check import problems
 from stillroom.teachers.label_export import export
-from stillroom.teachers.label_merge import merge
+from stillroom.teachers.label_merge import alike, merge
 from stillroom.teachers.label_store import open_labels
 from stillroom.testing import FixedTeacher, tiny_questions, tiny_scene
 from stillroom.text.tokenizer import load_tokenizer
@@ -74,6 +75,45 @@ def test_scenes_in_both_with_equal_labels_are_taken_once(tmp_path: Path) -> None
     whole = a_store(tmp_path / "whole", range(0, 9))
     assert problems(tmp_path / "c", scenes=[whole]) == []
     assert sorted(open_labels(tmp_path / "c").scene_ids()) == sorted(open_store(whole).scene_ids())
+
+
+class Rounded(FixedTeacher):
+    """Rounds otherwise: the smallest logit of every position is a step off."""
+
+    def _label(self, *given: object) -> object:
+        made = super()._label(*given)
+        step = np.spacing(made.topk_logits.max(axis=1).astype(np.float16))
+        made.topk_logits[:, -1] -= step
+        return made
+
+
+def test_labels_that_differ_by_rounding_are_equal(tmp_path: Path) -> None:
+    one = label(a_store(tmp_path / "s1", range(0, 3)), tmp_path / "a")
+    two = label(a_store(tmp_path / "s2", range(2, 5)), tmp_path / "b", load=Rounded)
+    assert merge([one, two], tmp_path / "c") == 20
+
+
+def test_logits_a_step_apart_may_swap_and_no_more() -> None:
+    def said(*pairs: tuple[int, float]) -> TeacherLabel:
+        ids, logits = zip(*pairs)
+        return TeacherLabel(
+            scene_id="s",
+            question_id="q",
+            answer="no",
+            answer_ids=np.array([7]),
+            topk_ids=np.array([ids]),
+            topk_logits=np.array([logits], np.float16),
+            logsumexp=np.array([20.0], np.float32),
+        )
+
+    step = float(np.spacing(np.float16(16.0)))
+    base = said((7, 16.0), (3, 12.0), (5, 10.0))
+    assert alike(base, base)
+    assert alike(base, said((7, 16.0), (3, 12.0 - step), (5, 10.0)))
+    assert alike(base, said((7, 16.0), (3, 12.0), (9, 10.0 + step)))
+    assert not alike(base, said((7, 16.0), (3, 12.0 - 2 * step), (5, 10.0)))
+    assert not alike(base, said((7, 16.0), (5, 12.0), (3, 10.0)))
+    assert not alike(base, replace(base, answer_ids=np.array([8])))
 
 
 class Other(FixedTeacher):
@@ -165,6 +205,27 @@ def test_an_export_is_cut_into_files_and_no_row_is_lost(
     assert ids == [row["question_id"] for row in open_labels(labels).iter_rows()]
 
 
+def test_an_export_that_a_full_disk_ended_is_repeated_as_told(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_export, "ROWS_PER_FILE", 5)
+    monkeypatch.setattr(label_export, "ROWS_PER_GROUP", 5)
+    real, written = pq.ParquetWriter.write_table, []
+
+    def full(self: pq.ParquetWriter, table: object) -> None:
+        written.append(table)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        real(self, table)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(BadInputError, match=r"cannot export to .* \(No space left on device\)"):
+        export(labels, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels", "scenes"]
+    assert export(labels, tmp_path / "out") == 12
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["labels", "out", "scenes"]
+
+
 def a_student(folder: Path) -> Path:
     StillroomProcessor(image_size=28, max_views=2).save_pretrained(folder)
     return folder
@@ -215,5 +276,6 @@ def test_a_store_without_logits_or_a_full_folder_is_refused(labels: Path, tmp_pa
     bare = label(tmp_path / "scenes", tmp_path / "bare", signals=("answers",))
     with pytest.raises(BadInputError, match="holds no topk_logits to export"):
         export(bare, tmp_path / "out")
-    with pytest.raises(BadInputError, match="is not empty"):
-        export(labels, tmp_path / "scenes")
+    for taken in (tmp_path / "scenes", tmp_path / "scenes" / "manifest.json"):
+        with pytest.raises(BadInputError, match="is no empty folder"):
+            export(labels, taken)

@@ -291,3 +291,11 @@ def test_the_same_labels_are_the_same_bytes(scenes: Path, labels: Path, tmp_path
         again = tmp_path / "again" / path.relative_to(labels)
         assert path.read_bytes() == again.read_bytes(), path
     assert len(list(labels.rglob("*"))) == len(list((tmp_path / "again").rglob("*")))
+
+
+def test_rows_of_other_settings_are_found(labels: Path) -> None:
+    manifest = labels / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "fixed"', '"name": "else"'))
+    found = problems(labels)
+    assert len(found) == 3
+    assert "was labelled with other settings than" in found[0]

@@ -31,6 +31,7 @@ from stillroom.records import (
     SceneObject,
     Split,
     View,
+    prompt_of,
 )
 
 VERSION = 1
@@ -235,17 +236,29 @@ class SceneStore:
 
     def question_ids(self) -> Iterator[str]:
         """Ids of all questions in the order of ``questions``; one shard in memory at a time."""
+        return (row["question_id"] for row in self._question_columns("question_id"))
+
+    def asked(self) -> Iterator[tuple[str, str, str]]:
+        """Id, prompt and answer of all questions, as ``question_ids``."""
+        names = ("question_id", "question", "options", "answer", "asked_as")
+        for row in self._question_columns(*names):
+            prompt = row.get("asked_as") or prompt_of(row["question"], row["options"] or ())
+            yield row["question_id"], prompt, row["answer"]
+
+    def _question_columns(self, *columns: str) -> Iterator[dict[str, Any]]:
         for number in range(len(self._shards)):
             path = self._question_file(number)
             if path is None:
                 continue
             with _open_parquet(path) as table:
-                rows = table.read(columns=["scene_id", "question_id"]).to_pylist()
-            asked: dict[str, list[str]] = {}
+                # Stores made before a column was thought of lack it.
+                there = [name for name in columns if name in table.schema_arrow.names]
+                rows = table.read(columns=["scene_id", *there]).to_pylist()
+            found: dict[str, list[dict[str, Any]]] = {}
             for row in rows:
-                asked.setdefault(row["scene_id"], []).append(row["question_id"])
+                found.setdefault(row["scene_id"], []).append(row)
             for scene_id in self._ids[number]:
-                yield from asked.get(scene_id, ())
+                yield from found.get(scene_id, ())
 
     def _questions_of(self, scene_id: str) -> list[Question]:
         number = self._place[scene_id][0]

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stillroom.records import (
     BadInputError,
@@ -26,18 +26,19 @@ from stillroom.records import (
     Teacher,
     content_hash,
 )
-from stillroom.scenes.store import SceneStore, open_store, write_atomically
+from stillroom.scenes.store import SceneStore, open_store
 from stillroom.teachers.label_ledger import (
     Layout,
     Ledger,
     Sealed,
     ShardWriter,
     begin,
+    changing_manifest,
     is_whole,
     lease_path,
     parts_folder,
-    read_labels_manifest,
     read_ledger,
+    require_settings,
     shards_begun,
     writing,
 )
@@ -59,7 +60,11 @@ SHARDS = 32
 #: How often a worker that waits for others looks at what they have done [s].
 POLL_S = 0.5
 
+#: Finished scenes whose content is compared when a store is gone on with.
+SCENES_COMPARED = 16
+
 Progress = Callable[[int, int], None]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +77,10 @@ class Job:
     # How the teacher is called in messages.
     teacher: str
     signals: SignalConfig
-    # The manifest's settings: a worker that finds others there has come to the wrong folder.
+    # What the command was given, never read back from disk: a worker that finds other settings in
+    # the manifest does not write.
     settings: Mapping[str, Any]
+    layout: Layout
     # Entries of the teacher's vocabulary, where it is known.
     vocabulary: int | None
 
@@ -87,7 +94,7 @@ def label_settings(
 ) -> dict[str, Any]:
     """The fingerprint of a labelling: another teacher, prompt, frame or question, another store."""
     ids = store.scene_ids()
-    counted = _Counted(store.question_ids())
+    counted = _Counted(store.asked())
     return {
         "teacher": dict(teacher),
         "signals": list(signals.signals),
@@ -97,7 +104,8 @@ def label_settings(
         else {"hash": vocabulary.hash, "rows": vocabulary.rows},
         "scenes": content_hash(ids),
         "scene_count": len(ids),
-        "questions": content_hash(counted),
+        # With prompts and answers: other words under the same ids are other questions.
+        "questions": content_hash(part for asked in counted for part in asked),
         "question_count": counted.count,
     }
 
@@ -105,10 +113,10 @@ def label_settings(
 class _Counted:
     """An iterator that knows how much has gone through it."""
 
-    def __init__(self, items: Iterator[str]) -> None:
+    def __init__(self, items: Iterator[tuple[str, ...]]) -> None:
         self._items, self.count = items, 0
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
         for item in self._items:
             self.count += 1
             yield item
@@ -131,7 +139,7 @@ def label_scenes(
     teacher: Mapping[str, Any],
     signals: Sequence[Signal],
     vocabulary: Vocabulary | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     ray: str | None = None,
     scenes_per_part: int | None = None,
     progress: Progress | None = None,
@@ -140,8 +148,9 @@ def label_scenes(
 
     ``teacher`` describes the teacher (name, revision, prompt, decoding) for the fingerprint, and
     ``vocabulary`` its tokens. ``load_teacher`` is called once per worker and must be picklable
-    when there are several. ``ray`` is the address of a cluster ("local" starts one here). Commands
-    that label the same store at once share the work.
+    when there are several. ``ray`` is the address of a cluster ("local" starts one here).
+    ``workers`` is 1 by default, with ``ray`` one per GPU, or per 8 CPUs of a machine where there is
+    none. Commands that label the same store at once share the work.
 
     Raises:
         BadInputError: ``out`` holds something else, the scenes have no questions, the teacher
@@ -156,19 +165,23 @@ def label_scenes(
     if not settings["question_count"]:
         raise BadInputError(f"{scenes} holds no questions to label; make rooms with --questions")
     ids = store.scene_ids()
-    layout = begin(out, settings, layout_for(len(ids), scenes_per_part=scenes_per_part))
-    if vocabulary is not None and not (out / VOCABULARY_FILE).exists():
-        with writing(out):
-            write_atomically(out / VOCABULARY_FILE, vocabulary.write())
+    layout = begin(
+        out,
+        settings,
+        layout_for(len(ids), scenes_per_part=scenes_per_part),
+        {} if vocabulary is None else {VOCABULARY_FILE: vocabulary.write()},
+    )
     board = Board(out, layout, ids)
     before = board.look()
+    _require_unchanged(out, store, _spread(_sealed(out), SCENES_COMPARED))
     job = Job(
         scenes=scenes.resolve(),
         out=out.resolve(),
         load_teacher=load_teacher,
         teacher=str(teacher.get("name", "?")),
         signals=config,
-        settings=read_labels_manifest(out)["settings"],
+        settings=settings,
+        layout=layout,
         vocabulary=None if vocabulary is None else vocabulary.rows,
     )
 
@@ -179,15 +192,50 @@ def label_scenes(
     watch()
     if board.open_shards:
         run(job, len(board.open_shards), watch)
+        # Somebody else may have taken the folder before our first lease, and finished it.
+        require_settings(out, settings, layout)
     watch()
     _sweep(out)
     return board.look() - before
 
 
+def _sealed(out: Path) -> list[Sealed]:
+    """Scenes of some finished shards, from the first to the last."""
+    shards = _spread(shards_begun(out), SCENES_COMPARED)
+    wholes = [whole for s in shards if (whole := read_ledger(out, s).whole) is not None]
+    return [scene for whole in wholes for scene in whole.scenes]
+
+
+def _spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    """So many of the items at most, evenly spaced from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * (len(items) - 1) // (count - 1)] for i in range(count)]
+
+
+def _require_unchanged(out: Path, store: SceneStore, labelled: Sequence[Sealed]) -> None:
+    """Are scenes still what the teacher saw? Their ids are the same, or settings would differ.
+
+    Raises:
+        BadInputError: other pictures, depth, cameras or questions under the same id.
+    """
+    for sealed in labelled:
+        scene, asked = store.scene(sealed.scene_id), store.questions(sealed.scene_id)
+        if scene_content(scene, asked) != sealed.content:
+            raise BadInputError(
+                f"scene {sealed.scene_id} of {store.path} has changed since it was labelled in "
+                f"{out}; choose another --out ('stillroom labels verify {out} --scenes "
+                f"{store.path}' counts all that changed)"
+            )
+
+
 def _sweep(out: Path) -> None:
     """Remove what dead workers left; what others hold stays."""
-    for stray in out.glob(".*.json.*"):
-        stray.unlink(missing_ok=True)
+    if strays := [*out.glob(".*.json.*"), *out.glob(".manifest.lock")]:
+        with changing_manifest(out):
+            for stray in strays:
+                if stray.name != ".manifest.lock":
+                    stray.unlink(missing_ok=True)
     for lock in (out / "leases").glob("*.lock"):
         with lease(lock):
             pass
@@ -235,15 +283,9 @@ def work(job: Job, report: Callable[[], None]) -> None:
     Raises:
         BadInputError: the store or the teacher cannot be used, or the disk is full.
     """
-    manifest = read_labels_manifest(job.out)
-    if manifest["settings"] != job.settings:
-        raise BadInputError(
-            f"{job.out} holds labels made with other settings. Choose another --out."
-        )
-    layout = Layout(**manifest["layout"])
-    store = open_store(job.scenes)
+    layout, store = job.layout, open_store(job.scenes)
     ids = store.scene_ids()
-    worker = _Worker(job, store, layout, report)
+    worker = _Worker(job, store, report)
     left = list(range(layout.shards(len(ids))))
     waiting = False
     while left := [shard for shard in left if not is_whole(job.out, shard)]:
@@ -253,8 +295,7 @@ def work(job: Job, report: Callable[[], None]) -> None:
                 if not mine:
                     busy += 1
                 elif not is_whole(job.out, shard):
-                    with writing(job.out):
-                        worker.label_shard(shard, layout.scenes_of(shard, ids))
+                    worker.label_shard(shard, layout.scenes_of(shard, ids))
         if busy == len(left):
             if not waiting:
                 logger.info("all %d shards left are in other hands: waiting", busy)
@@ -266,10 +307,8 @@ def work(job: Job, report: Callable[[], None]) -> None:
 class _Worker:
     """A teacher at its desk: loaded with the first scene, kept to the last."""
 
-    def __init__(
-        self, job: Job, store: SceneStore, layout: Layout, report: Callable[[], None]
-    ) -> None:
-        self.job, self.store, self.layout, self.report = job, store, layout, report
+    def __init__(self, job: Job, store: SceneStore, report: Callable[[], None]) -> None:
+        self.job, self.store, self.report = job, store, report
         self._teacher: Teacher | None = None
 
     @property
@@ -280,14 +319,18 @@ class _Worker:
         return self._teacher
 
     def label_shard(self, shard: int, ids: Sequence[str]) -> None:
+        require_settings(self.job.out, self.job.settings, self.job.layout)
         # Before the first file: a teacher that cannot be used leaves the store as it was.
         teacher = self.teacher
-        writer = ShardWriter(self.job.out, shard)
-        for part, scene_ids in enumerate(self.layout.parts_of(ids)):
+        with writing(self.job.out):
+            writer = ShardWriter(self.job.out, shard, self.job.settings)
+        _require_unchanged(self.job.out, self.store, writer.scenes)
+        for part, scene_ids in enumerate(self.job.layout.parts_of(ids)):
             if part not in writer.parts:
                 self._label_part(writer, part, scene_ids, teacher)
                 self.report()
-        writer.finish()
+        with writing(self.job.out):
+            writer.finish()
 
     def _label_part(
         self, writer: ShardWriter, part: int, scene_ids: Sequence[str], teacher: Teacher
@@ -306,7 +349,8 @@ class _Worker:
         marks = [asking.geometry[question.scene_id] for question, _ in pairs]
         table, tensors = encode(pairs, config, geometry=marks, vocabulary=self.job.vocabulary)
         features = encode_features(asking.features) if config.scene_features else None
-        writer.write_part(part, asking.sealed, table, tensors, features)
+        with writing(self.job.out):
+            writer.write_part(part, asking.sealed, table, tensors, features)
 
 
 class _Asking:

@@ -17,6 +17,8 @@ from stillroom.teachers.label import scene_content
 from stillroom.teachers.label_ledger import (
     Entry,
     Layout,
+    ledger_path,
+    mark_of,
     part_file,
     read_labels_manifest,
     read_ledger,
@@ -127,6 +129,11 @@ def problems(path: Path, *, scenes: Sequence[Path] = ()) -> list[str]:
             ledger.parts.items() if ledger.whole is None else [(None, ledger.whole)]
         )
         for part, entry in entries:
+            if entry.settings != mark_of(settings):
+                found.append(
+                    f"shard {shard} was labelled with other settings than {path / 'manifest.json'} "
+                    f"names; delete {ledger_path(path, shard)} and label again"
+                )
             found += _file_problems(path, shard, part, entry)
             for scene in entry.scenes:
                 if scene.scene_id in contents:

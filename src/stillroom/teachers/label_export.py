@@ -7,7 +7,9 @@ said. The shift by one is the trainer's, as for labels.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stillroom.records import BadInputError, TeacherLabel
-from stillroom.teachers.label_ledger import writing
 from stillroom.teachers.label_store import LabelStore, open_labels
+from stillroom.teachers.leases import lease
 from stillroom.text.tokenizer import Tokenizer
 from stillroom.text.vocabulary import Vocabulary, compare
 
@@ -68,17 +70,46 @@ def export(path: Path, out: Path, *, student: Path | None = None) -> int:
     store = open_labels(path)
     if "topk_logits" not in store.settings["signals"]:
         raise BadInputError(f"{path} holds no topk_logits to export; label again with that signal")
-    if out.exists() and any(out.iterdir()):
-        raise BadInputError(f"{out} is not empty; remove it or choose another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInputError(f"{out} is no empty folder; remove it or choose another --out")
     tokenizer = None if student is None else _tokenizer(student, store)
     schema = EXPORT_SCHEMA
     for name, kind in TOKENISED.items() if tokenizer is not None else ():
         schema = schema.append(pa.field(name, kind))
-    count, rows = 0, _rows(store, tokenizer)
-    with writing(out):
-        while file_rows := _write(out, count // ROWS_PER_FILE, rows, schema):
-            count += file_rows
+    # Written beside and renamed when whole: what a full disk or a kill leaves is not an export.
+    beside = out.absolute().with_name(f".{out.absolute().name}.partial")
+    with lease(beside.with_suffix(".lock")) as mine:
+        if not mine:
+            raise BadInputError(f"another command exports to {out}; wait for it")
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            count = _write_all(beside, out, _rows(store, tokenizer), schema)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return count
+
+
+def _write_all(beside: Path, out: Path, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
+    count = 0
+    with _exporting(out):
+        beside.mkdir(parents=True)
+    while file_rows := _write(beside, out, count // ROWS_PER_FILE, rows, schema):
+        count += file_rows
+    with _exporting(out):
+        beside.rename(out)  # takes the place of an empty folder, too
+    return count
+
+
+@contextlib.contextmanager
+def _exporting(out: Path) -> Iterator[None]:
+    """Put around what writes, and nothing else."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInputError(
+            f"cannot export to {out} ({error.strerror or error}); make room or choose another "
+            "--out, and give the command again: nothing of it was kept"
+        ) from None
 
 
 def _tokenizer(student: Path, store: LabelStore) -> Tokenizer:
@@ -145,18 +176,24 @@ def targets(label: TeacherLabel, *, masked: int = 0) -> dict[str, list[list[Any]
     }
 
 
-def _write(out: Path, number: int, rows: Iterator[dict[str, Any]], schema: pa.Schema) -> int:
-    """One file of the next rows, by rename; how many there were."""
+def _write(
+    beside: Path, out: Path, number: int, rows: Iterator[dict[str, Any]], schema: pa.Schema
+) -> int:
+    """One file of the next rows; how many there were."""
     group = list(itertools.islice(rows, ROWS_PER_GROUP))
     if not group:
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    partial, count = out / f".{number:05d}.parquet", 0
-    with pq.ParquetWriter(partial, schema, compression="zstd") as sink:
+    count = 0
+    with _exporting(out):
+        sink = pq.ParquetWriter(beside / f"{number:05d}.parquet", schema, compression="zstd")
+    try:
         while group:
-            sink.write_table(pa.Table.from_pylist(group, schema=schema))
+            table = pa.Table.from_pylist(group, schema=schema)
+            with _exporting(out):
+                sink.write_table(table)
             count += len(group)
-            left = min(ROWS_PER_GROUP, ROWS_PER_FILE - count)
-            group = list(itertools.islice(rows, left))
-    partial.rename(out / f"{number:05d}.parquet")
+            group = list(itertools.islice(rows, min(ROWS_PER_GROUP, ROWS_PER_FILE - count)))
+    finally:
+        with _exporting(out):
+            sink.close()
     return count

@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from stillroom.records import BadInputError
+from stillroom.records import BadInputError, content_hash
 from stillroom.scenes.store import read_manifest, write_atomically
 from stillroom.teachers.label_rows import LABEL_SCHEMA, lengths, shifted
 from stillroom.teachers.label_tensors import TensorFile, join
+from stillroom.teachers.leases import holder, waited_for
 
-VERSION = 2
+VERSION = 3
 
 #: Kinds of files, by the folder in which a shard's lies: rows, their tensors, the scenes' tensors.
 SUFFIX = {"labels": ".parquet", "tensors": ".safetensors", "scenes": ".safetensors"}
+
+#: What the system says of a disk that takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 #: Rows of a Parquet row group: what one read costs at least.
 ROWS_PER_GROUP = 512
@@ -70,10 +75,11 @@ class Sealed:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a ledger: scenes in order, and sha256 by kind of file."""
+    """One line of a ledger: scenes in order, sha256 by kind of file, ``mark_of`` the settings."""
 
     scenes: tuple[Sealed, ...]
     files: Mapping[str, str]
+    settings: str
 
     @property
     def rows(self) -> int:
@@ -83,7 +89,8 @@ class Entry:
     def to_json(self, **more: int) -> str:
         """As a line, with its end."""
         scenes = [[s.scene_id, s.rows, s.content] for s in self.scenes]
-        return json.dumps({**more, "scenes": scenes, "files": dict(self.files)}) + "\n"
+        record = {**more, "scenes": scenes, "files": dict(self.files), "settings": self.settings}
+        return json.dumps(record) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,33 +110,84 @@ class Ledger:
 # The manifest. ----------------------------------------------------------------------------------
 
 
-def begin(out: Path, settings: Mapping[str, Any], layout: Layout) -> Layout:
+def begin(
+    out: Path,
+    settings: Mapping[str, Any],
+    layout: Layout,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> Layout:
     """Open a store for writing; an unfinished one of equal settings is gone on with, as it lies.
+
+    ``beside`` are files that lie beside the manifest and follow from the settings.
 
     Raises:
         BadInputError: ``out`` holds labels made with other settings, or something else.
     """
     path = out / "manifest.json"
-    record = _record(settings, layout)
     with writing(out):
         if not path.exists():
-            # A kill may have left a manifest half written.
-            if out.exists() and any(not p.name.startswith(".manifest.") for p in out.iterdir()):
-                raise BadInputError(
-                    f"{out} is not empty and holds no label store. Choose another --out."
-                )
+            _require_empty(out)
             out.mkdir(parents=True, exist_ok=True)
-            _create(path, _text(record))
-        found = read_labels_manifest(out)
-        if found["settings"] != record["settings"]:
-            if (out / "ledger").exists():
-                raise BadInputError(
-                    f"{out} holds labels made with other settings. Choose another --out."
-                )
-            # Nothing was labelled: the settings of a refused command bind nobody.
-            write_atomically(path, _text(record))
-            found = record
+        with changing_manifest(out):
+            if not path.exists():
+                _require_empty(out)
+                write_atomically(path, _text(settings, layout))
+            found = read_labels_manifest(out)
+            same = mark_of(found["settings"]) == mark_of(settings)
+            if not same:
+                _require_nothing_labelled(out)
+                write_atomically(path, _text(settings, layout))
+                found = read_labels_manifest(out)
+            for name, data in beside.items():
+                if not (same and (out / name).exists()):
+                    write_atomically(out / name, data)
     return Layout(**found["layout"])
+
+
+def changing_manifest(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Alone with the manifest for a moment, among all commands on a store."""
+    return waited_for(out / ".manifest.lock")
+
+
+def require_settings(out: Path, settings: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse to write into a store whose manifest is another command's.
+
+    To be called by whoever holds a lease: from then on nobody replaces the manifest.
+
+    Raises:
+        BadInputError: the manifest has other settings, or deals scenes to shards otherwise.
+    """
+    with changing_manifest(out):
+        found = read_labels_manifest(out)
+    if mark_of(found["settings"]) != mark_of(settings) or Layout(**found["layout"]) != layout:
+        raise _other_settings(out)
+
+
+def mark_of(settings: Mapping[str, Any]) -> str:
+    """Names settings in every line of a ledger."""
+    return content_hash([json.dumps(settings, sort_keys=True)])
+
+
+def _require_empty(out: Path) -> None:
+    # A kill may have left a manifest half written.
+    if out.exists() and any(not p.name.startswith(".manifest.") for p in out.iterdir()):
+        raise BadInputError(f"{out} is not empty and holds no label store. Choose another --out.")
+
+
+def _require_nothing_labelled(out: Path) -> None:
+    """Settings bind nobody once their command was refused: without a row and without a worker."""
+    if (out / "ledger").exists():
+        raise _other_settings(out)
+    for lock in (out / "leases").glob("*.lock"):
+        if (one := holder(lock)) is not None:
+            raise BadInputError(
+                f"{out} is being labelled with other settings (pid {one.pid} on {one.host}). "
+                "Choose another --out."
+            )
+
+
+def _other_settings(out: Path) -> BadInputError:
+    return BadInputError(f"{out} holds labels made with other settings. Choose another --out.")
 
 
 def read_labels_manifest(out: Path) -> dict[str, Any]:
@@ -137,46 +195,32 @@ def read_labels_manifest(out: Path) -> dict[str, Any]:
     return read_manifest(out, kind="labels", version=VERSION)
 
 
-def _record(settings: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+def _text(settings: Mapping[str, Any], layout: Layout) -> bytes:
     record = {
         "kind": "labels",
         "version": VERSION,
         "settings": dict(settings),
-        "layout": {
-            "scenes_per_shard": layout.scenes_per_shard,
-            "scenes_per_part": layout.scenes_per_part,
-        },
+        "layout": asdict(layout),
     }
-    read_back: dict[str, Any] = json.loads(json.dumps(record))
-    return read_back
-
-
-def _text(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _create(path: Path, data: bytes) -> None:
-    """Write a file unless there is one: of two commands that begin at once, one sets the layout."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        with contextlib.suppress(FileExistsError):
-            os.link(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turn a disk that takes no more into one sentence; what is durable stays so."""
+    """Turn a folder or a disk that takes nothing into one sentence; what is durable stays so.
+
+    To be put around calls that write to ``out``, and nothing else.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
-            raise
+        if error.errno in _FULL:
+            raise BadInputError(
+                f"cannot write to {out} ({error.strerror}); make room and give the same command "
+                "again: all that was finished is kept"
+            ) from None
         raise BadInputError(
-            f"cannot write to {out} ({error.strerror}); make room and give the same command again: "
-            "all that was finished is kept"
+            f"cannot write to {out} ({error.strerror or error}); choose another --out"
         ) from None
 
 
@@ -229,7 +273,7 @@ def read_ledger(out: Path, shard: int) -> Ledger:
                 Sealed(scene_id=name, rows=rows, content=content)
                 for name, rows, content in record["scenes"]
             )
-            entry = Entry(scenes=scenes, files=record["files"])
+            entry = Entry(scenes=scenes, files=record["files"], settings=record["settings"])
             if "shard" in record:
                 whole = entry
             else:
@@ -252,10 +296,13 @@ def sha256(path: Path) -> str:
 
 
 class ShardWriter:
-    """Writes one shard; whoever has it holds the shard's lease."""
+    """Writes one shard; whoever has it holds the shard's lease.
 
-    def __init__(self, out: Path, shard: int) -> None:
-        self.out, self.shard = out, shard
+    ``settings`` are the manifest's: what was labelled with others does not count.
+    """
+
+    def __init__(self, out: Path, shard: int, settings: Mapping[str, Any]) -> None:
+        self.out, self.shard, self._mark = out, shard, mark_of(settings)
         self._parts: dict[int, Entry] = {}
         ledger = read_ledger(out, shard)
         if ledger.whole is None:
@@ -265,7 +312,9 @@ class ShardWriter:
         self._clean()
 
     def _stands(self, part: int, entry: Entry) -> bool:
-        """Whether a part's files are as its ledger line says."""
+        """Whether a part's files are as its ledger line says, and of these settings."""
+        if entry.settings != self._mark:
+            return False
         files = [(part_file(self.out, k, self.shard, part), sha) for k, sha in entry.files.items()]
         return all(path.exists() and sha256(path) == sha for path, sha in files)
 
@@ -292,6 +341,11 @@ class ShardWriter:
             write_atomically(ledger, lines.encode())
 
     @property
+    def scenes(self) -> list[Sealed]:
+        """Scenes that are durable."""
+        return [scene for _, entry in sorted(self._parts.items()) for scene in entry.scenes]
+
+    @property
     def parts(self) -> set[int]:
         """Numbers of the parts that are durable."""
         return set(self._parts)
@@ -313,7 +367,7 @@ class ShardWriter:
         for kind, content in data.items():
             write_atomically(part_file(self.out, kind, self.shard, part), content)
         files = {kind: hashlib.sha256(content).hexdigest() for kind, content in data.items()}
-        entry = Entry(scenes=tuple(scenes), files=files)
+        entry = Entry(scenes=tuple(scenes), files=files, settings=self._mark)
         _append(ledger_path(self.out, self.shard), entry.to_json(part=part))
         self._parts[part] = entry
 
@@ -336,7 +390,8 @@ class ShardWriter:
         rows = _parquet(_joined(paths["labels"], paths.get("tensors", ())))
         write_atomically(shard_file(self.out, "labels", self.shard), rows)
         files["labels"] = hashlib.sha256(rows).hexdigest()
-        whole = Entry(scenes=tuple(s for entry in entries for s in entry.scenes), files=files)
+        scenes = tuple(scene for entry in entries for scene in entry.scenes)
+        whole = Entry(scenes=scenes, files=files, settings=self._mark)
         write_atomically(
             ledger_path(self.out, self.shard), whole.to_json(shard=self.shard).encode()
         )
@@ -347,9 +402,8 @@ class ShardWriter:
         shutil.rmtree(parts_folder(self.out, self.shard), ignore_errors=True)
 
 
-def write_whole(out: Path, shard: int, scenes: Sequence[Sealed], files: Mapping[str, str]) -> None:
+def write_whole(out: Path, shard: int, entry: Entry) -> None:
     """The ledger of a shard whose files were put in place by other means."""
-    entry = Entry(scenes=tuple(scenes), files=files)
     write_atomically(ledger_path(out, shard), entry.to_json(shard=shard).encode())
 
 

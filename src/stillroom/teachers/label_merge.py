@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from stillroom.records import BadInputError, TeacherLabel, content_hash
-from stillroom.scenes.store import write_atomically
 from stillroom.teachers.label_ledger import (
     Entry,
     Layout,
     Sealed,
     ShardWriter,
     begin,
+    mark_of,
     read_ledger,
     sha256,
     shard_file,
@@ -32,6 +33,9 @@ from stillroom.teachers.label_tensors import TensorFile
 
 #: What two stores may differ in: which scenes they hold.
 _OF_SCENES = ("scenes", "scene_count", "questions", "question_count", "merged_shards")
+
+#: Logits at which a step of 16 bits is taken where none are kept; the largest number of 16 bits.
+STEP_AT, HALF_MAX = 16.0, 65504.0
 
 
 def merge(sources: Sequence[Path], out: Path) -> int:
@@ -77,17 +81,16 @@ def merge(sources: Sequence[Path], out: Path) -> int:
         "merged_shards": sum(len(kept) for kept in taken),
     }
     layout = Layout(**stores[0].manifest["layout"])
-    begin(out, settings, layout)
+    known = stores[0].vocabulary
+    begin(out, settings, layout, {} if known is None else {VOCABULARY_FILE: known.write()})
     with writing(out):
-        if stores[0].vocabulary is not None:
-            write_atomically(out / VOCABULARY_FILE, stores[0].vocabulary.write())
         target = 0
         for store, kept in zip(stores, taken, strict=True):
             for shard, entry, fresh in kept:
                 if len(fresh) == len(entry.scenes):
-                    _take_files(store.path, shard, entry, out, target)
+                    _take_files(store.path, shard, entry, out, target, settings)
                 else:
-                    _take_scenes(store.path, shard, entry, fresh, out, target)
+                    _take_scenes(store.path, shard, entry, fresh, out, target, settings)
                 target += 1
     return sum(scene.rows for scene in scenes)
 
@@ -132,25 +135,67 @@ def _require_same(scene: Sealed, before: Sealed, store: LabelStore, other: Label
             f"scene {name} of {store.path} has other pictures or questions in {other.path}"
         )
     ours, theirs = store.labels(name), other.labels(name)
-    if len(ours) != len(theirs) or not all(map(_equal, ours, theirs)):
+    if len(ours) != len(theirs) or not all(map(alike, ours, theirs)):
         raise BadInputError(f"scene {name} has other labels in {store.path} than in {other.path}")
 
 
-def _equal(one: TeacherLabel, other: TeacherLabel) -> bool:
-    def flat(label: TeacherLabel) -> dict[str, Any]:
-        values = dict(vars(label))
-        if label.reference is not None:
-            values |= {f"reference.{k}": v for k, v in vars(label.reference).items()}
-        values.pop("reference")
-        return values
+def alike(one: TeacherLabel, other: TeacherLabel) -> bool:
+    """Equal up to rounding: a model computes in another order with another number of threads.
 
-    first, second = flat(one), flat(other)
-    return first.keys() == second.keys() and all(
-        np.array_equal(first[key], second[key])
-        if isinstance(first[key], np.ndarray)
-        else first[key] == second[key]
-        for key in first
-    )
+    Answers and ids are the same; a number may differ by one step of 16 bits at the largest of its
+    row, so that logits a step apart may also stand in another order, or one of them fall out.
+    """
+    first, second = _flat(one), _flat(other)
+    if first.keys() != second.keys():
+        return False
+    for name in (name for name in ("topk", "reference.topk") if name in first):
+        if not _topk_alike(first.pop(name), second.pop(name)):
+            return False
+    return all(_close(first[name], second[name]) for name in first)
+
+
+def _flat(label: TeacherLabel) -> dict[str, Any]:
+    values = {k: v for k, v in vars(label).items() if v is not None and k != "reference"}
+    if label.topk_ids is not None:
+        values["topk"] = (values.pop("topk_ids"), values.pop("topk_logits"))
+    if label.reference is not None:
+        own = dict(vars(label.reference))
+        values["reference.topk"] = (own.pop("ids"), own.pop("logits"))
+        values |= {f"reference.{name}": value for name, value in own.items() if value is not None}
+    if label.logprob is not None and label.answer_ids is not None:
+        # A sum over tokens, each of which may be off by a step.
+        values["logprob"] = np.array([label.logprob / max(1, len(label.answer_ids)), STEP_AT])
+    return values
+
+
+def _close(one: Any, other: Any) -> bool:
+    if not isinstance(one, np.ndarray):
+        return bool(one == other)
+    if one.dtype.kind != "f" or one.shape != other.shape or not one.size:
+        return np.array_equal(one, other)
+    return bool((np.abs(one.astype(np.float64) - other) <= _step(one, other)).all())
+
+
+def _step(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """One step of 16 bits at the largest number of each row."""
+    largest = np.maximum(np.abs(one), np.abs(other)).max(axis=-1, keepdims=True)
+    return np.spacing(np.minimum(largest, HALF_MAX).astype(np.float16)).astype(np.float64)
+
+
+def _topk_alike(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+    if one[1].shape != other[1].shape:
+        return False
+    for ids, logits, other_ids, other_logits, step in zip(
+        *one, *other, _step(one[1], other[1]), strict=True
+    ):
+        first = dict(zip(ids.tolist(), logits.astype(np.float64), strict=True))
+        second = dict(zip(other_ids.tolist(), other_logits.astype(np.float64), strict=True))
+        lowest = max(min(first.values()), min(second.values()))
+        for token in first.keys() | second.keys():
+            apart = first.get(token, lowest) - second.get(token, lowest)
+            if abs(apart) > float(step[0]):
+                return False
+    return True
 
 
 def _question_ids(store: LabelStore, kept: Sequence[tuple[int, Entry, list[Sealed]]]) -> list[str]:
@@ -162,7 +207,9 @@ def _question_ids(store: LabelStore, kept: Sequence[tuple[int, Entry, list[Seale
     return found
 
 
-def _take_files(source: Path, shard: int, entry: Entry, out: Path, target: int) -> None:
+def _take_files(
+    source: Path, shard: int, entry: Entry, out: Path, target: int, settings: Mapping[str, Any]
+) -> None:
     """A whole shard, byte for byte."""
     for kind in entry.files:
         place = shard_file(out, kind, target)
@@ -172,17 +219,23 @@ def _take_files(source: Path, shard: int, entry: Entry, out: Path, target: int) 
             os.link(shard_file(source, kind, shard), place)
         except OSError:  # another disk
             shutil.copyfile(shard_file(source, kind, shard), place)
-    write_whole(out, target, entry.scenes, entry.files)
+    write_whole(out, target, replace(entry, settings=mark_of(settings)))
 
 
 def _take_scenes(
-    source: Path, shard: int, entry: Entry, fresh: Sequence[Sealed], out: Path, target: int
+    source: Path,
+    shard: int,
+    entry: Entry,
+    fresh: Sequence[Sealed],
+    out: Path,
+    target: int,
+    settings: Mapping[str, Any],
 ) -> None:
     """Some scenes of a shard as a shard of their own."""
     table = read_table(source, shard)
     tensors = TensorFile(shard_file(source, "tensors", shard)) if "tensors" in entry.files else None
     features = TensorFile(shard_file(source, "scenes", shard)) if "scenes" in entry.files else None
-    writer = ShardWriter(out, target)
+    writer = ShardWriter(out, target, settings)
     starts, row = {}, 0
     for scene in entry.scenes:
         starts[scene.scene_id], row = row, row + scene.rows

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,10 @@ logger = logging.getLogger(__name__)
 RESTARTS = 3
 #: How often a cluster of this machine is tried to be started; Ray gives each 30 s.
 ATTEMPTS = 5
+#: Time for the first actor to start: a cluster may have to start a machine for it [s].
+START_S = 180.0
+#: CPUs of a machine that one teacher gets where there are no GPUs and nobody says how many.
+CPUS_PER_ACTOR = 8
 #: How often progress is looked at while others work [s].
 WATCH_S = 0.5
 
@@ -39,7 +44,8 @@ class RayActors:
     """Labels with ``workers`` actors of the cluster at ``address`` ("local" starts one here)."""
 
     address: str
-    workers: int
+    # None: as many as the cluster has GPUs, or shares of CPUs where there is none.
+    workers: int | None
 
     def __call__(self, job: Job, shards: int, watch: Callable[[], None]) -> None:
         """Start, watch and end them; those of a dead machine are started again elsewhere.
@@ -52,11 +58,13 @@ class RayActors:
         if started:
             self._connect(ray)
         try:
-            count, needs = _share(ray.cluster_resources(), min(self.workers, shards))
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            count, needs = _share(nodes, self.workers, shards)
             actor = ray.remote(
                 max_restarts=RESTARTS, max_task_retries=RESTARTS, max_concurrency=1, **needs
             )(_Actor)
             actors = [actor.remote() for _ in range(count)]
+            _require_a_start(ray, [actor.here.remote() for actor in actors], needs)
             pending = [a.work.remote(job, max(1, int(needs["num_cpus"]))) for a in actors]
             _wait_for(ray, pending, watch)
         finally:
@@ -89,15 +97,60 @@ class RayActors:
         )
 
 
-def _share(resources: dict[str, float], workers: int) -> tuple[int, dict[str, float]]:
-    """How many actors, and what each reserves: a GPU where there are any, else a share of CPUs."""
-    cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0.0))
-    if gpus and workers > gpus:
-        logger.warning("%d workers were asked for, the cluster has %d GPUs", workers, gpus)
-    count = min(workers, gpus) if gpus else workers
-    share = cpus / count
-    needs = {"num_cpus": float(int(share)) if share >= 1 else share}
-    return count, needs | ({"num_gpus": 1.0} if gpus else {})
+def _share(
+    nodes: Sequence[Mapping[str, float]], workers: int | None, shards: int
+) -> tuple[int, dict[str, float]]:
+    """How many actors, and what each reserves: a GPU where there are any, else a share of CPUs.
+
+    ``nodes`` are the resources of each machine: an actor must find its place on one of them.
+    """
+    gpus = int(sum(int(node.get("GPU", 0.0)) for node in nodes))
+    if gpus:
+        if workers is not None and workers > gpus:
+            logger.warning("%d workers were asked for, the cluster has %d GPUs", workers, gpus)
+        count = min(gpus if workers is None else workers, gpus, shards)
+    elif workers is None:
+        shares = sum(int(_cpus(node) // CPUS_PER_ACTOR) for node in nodes)
+        # Of small machines each takes one.
+        count = min(shares or max(1, sum(_cpus(node) > 0 for node in nodes)), shards)
+    else:
+        count = min(workers, shards)
+    # The largest share that finds a place ``count`` times is some machine's, cut into equal parts.
+    cuts = sorted({_whole(_cpus(n) / k) for n in nodes for k in range(1, count + 1)}, reverse=True)
+    fits = (cut for cut in cuts if cut > 0 and _places(nodes, cut, bool(gpus)) >= count)
+    return count, {"num_cpus": next(fits, 0.0)} | ({"num_gpus": 1.0} if gpus else {})
+
+
+def _cpus(node: Mapping[str, float]) -> float:
+    return node.get("CPU", 0.0)
+
+
+def _whole(cpus: float) -> float:
+    """As Ray counts: whole CPUs, or ten-thousandths of one."""
+    return float(int(cpus)) if cpus >= 1 else int(cpus * 10_000) / 10_000
+
+
+def _places(nodes: Sequence[Mapping[str, float]], cpus: float, gpu: bool) -> int:
+    """Actors of so many CPUs, and a GPU each, for which there is a place."""
+    return sum(
+        min(int(_cpus(node) / cpus), int(node.get("GPU", 0.0)) if gpu else sys.maxsize)
+        for node in nodes
+    )
+
+
+def _require_a_start(ray: Any, started: list[Any], needs: Mapping[str, float]) -> None:
+    """Wait for the first actor. Raises BadInputError if none finds a place in ``START_S``."""
+    if ray.wait(started, num_returns=1, timeout=START_S)[0]:
+        return
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    free = ray.available_resources()
+    wanted = ", ".join(f"{amount:g} {names[name]}" for name, amount in needs.items())
+    there = ", ".join(f"{free.get(names[name], 0.0):g} {names[name]}" for name in needs)
+    raise BadInputError(
+        f"no Ray actor found a place in {START_S:g} s: one needs {wanted} on one machine, free in "
+        f"the whole cluster are {there}; wait for other jobs, or give more --workers for smaller "
+        "shares"
+    )
 
 
 def _wait_for(ray: Any, pending: list[Any], watch: Callable[[], None]) -> None:
@@ -122,6 +175,9 @@ def _wait_for(ray: Any, pending: list[Any], watch: Callable[[], None]) -> None:
 
 class _Actor:
     """One teacher somewhere in the cluster."""
+
+    def here(self) -> None:
+        """Answers once the actor has its place."""
 
     def work(self, job: Job, threads: int) -> str | None:
         """Label until nothing is left; the sentence if the job is refused."""

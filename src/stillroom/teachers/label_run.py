@@ -25,20 +25,20 @@ WATCH_S = 0.5
 Executor = Callable[[Job, int, Callable[[], None]], None]
 
 
-def executor(*, workers: int, ray: str | None) -> Executor:
-    """What runs a job.
+def executor(*, workers: int | None, ray: str | None) -> Executor:
+    """What runs a job; without a number of workers it is one, with Ray what the cluster holds.
 
     Raises:
         BadInputError: no workers, or Ray is asked for and not installed.
     """
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise BadInputError(f"--workers must be at least 1, got {workers}")
     if ray is not None:
         from stillroom.teachers.label_ray import RayActors, require_ray
 
         require_ray()
         return RayActors(address=ray, workers=workers)
-    return Processes(workers) if workers > 1 else here
+    return here if workers is None or workers == 1 else Processes(workers)
 
 
 def here(job: Job, shards: int, watch: Callable[[], None]) -> None:

@@ -19,6 +19,9 @@ from pathlib import Path
 
 from stillroom.records import BadInputError
 
+#: How often a lease that is waited for is tried [s].
+WAIT_S = 0.01
+
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
@@ -44,8 +47,9 @@ def lease(path: Path) -> Iterator[bool]:
         return
     try:
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: nobody can read who it is, no more
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(me).encode(), 0)
         yield True
     finally:
         # Unlinked while still locked: whoever opened it before finds it gone and opens anew.
@@ -53,13 +57,30 @@ def lease(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def waited_for(path: Path) -> Iterator[None]:
+    """Hold ``path`` while inside, as soon as it is free: for what takes a moment only."""
+    while True:
+        with lease(path) as mine:
+            if mine:
+                yield
+                return
+        time.sleep(WAIT_S)
+
+
 def _take(path: Path) -> int | None:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
-            continue  # another command, done, has just removed the empty folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            except FileNotFoundError:
+                continue  # another command, done, has just removed the empty folder
+        except OSError as error:
+            raise BadInputError(
+                f"cannot write to {path.parent} ({error.strerror}); make room there, or choose "
+                "another --out"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -81,7 +102,7 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds a lease; None if nobody does, or he has only just come."""
+    """Who holds a lease; None if nobody does. One who has only just come has no name yet."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -94,7 +115,7 @@ def holder(path: Path) -> Holder | None:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             record = json.loads(os.pread(descriptor, 4096, 0))
             return Holder(host=record["host"], pid=record["pid"], since=record["since"])
-        return None
+        return Holder(host="?", pid=0, since=time.time())
     else:
         return None
     finally:
