@@ -268,6 +268,63 @@ def test_the_key_comes_from_the_environment_and_shows_up_nowhere(
     assert key not in json.dumps(OPTIONS.describe())
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_a_key_pasted_with_its_line_end_is_sent_without_it(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f" sk-secret-123{end}")
+    with serving(lambda number, body: said("yes")) as server:
+        assert ask(server).answer == "yes"
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret-123"
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n123", "sk-secret 123", "sk-secr\u00e9t-123"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_repeated(
+    key: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    caplog.set_level(logging.DEBUG)
+    with (
+        serving(lambda number, body: said("yes")) as server,
+        pytest.raises(BadInputError, match=f"the key in {KEY_VARIABLE} holds blanks") as error,
+    ):
+        ask(server)
+    assert "secr" not in str(error.value) + caplog.text
+    assert server.asked == []
+
+
+def test_a_key_is_hidden_in_every_form_that_an_endpoint_may_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = "sk-'back\\slash\"-123"
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    body = json.dumps({"error": f"{key} and {key!r} and {json.dumps(key)} are teapots"})
+    with (
+        serving(lambda number, _: Reply(status=418, body=body.encode())) as server,
+        pytest.raises(BadInputError, match="teapots") as error,
+    ):
+        ask(server)
+    assert "slash" not in str(error.value)
+
+
+def test_a_request_that_cannot_be_sent_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret-123")
+    endpoint = JsonEndpoint("http://127.0.0.1:9/v1", QUICK)
+    tries = []
+
+    def broken(body: Any) -> Any:
+        tries.append(body)
+        raise endpoint._library.LocalProtocolError("Illegal header value b'Bearer sk-secret-123'")
+
+    monkeypatch.setattr(endpoint, "_exchange", broken)
+    with pytest.raises(BadInputError, match=r"cannot be sent .*Bearer \*\*\*'") as error:
+        endpoint.post({})
+    assert "secret" not in str(error.value)
+    assert len(tries) == 1
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_without_a_key_the_sentence_says_where_to_put_it(status: int) -> None:
     with (

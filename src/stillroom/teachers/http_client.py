@@ -76,11 +76,13 @@ class JsonEndpoint:
     """A web address that takes and gives JSON.
 
     Raises:
-        BadInputError: no http(s) address, one that holds a key, or no HTTP library.
+        BadInputError: no http(s) address, one that holds a key, a key that no header can carry, or
+            no HTTP library.
     """
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url, self.patience = checked_url(url), patience
+        self._key = checked_key(os.environ.get(KEY_VARIABLE, ""))
         self._library = _library()
         limits = self._library.Timeout(patience.timeout_s)
         self._client = self._library.Client(timeout=limits, follow_redirects=False)
@@ -137,8 +139,12 @@ class JsonEndpoint:
             status, headers, content = self._exchange(body)
         except library.TimeoutException:
             raise _Passing(f"it did not answer within {self.patience.timeout_s:g} s") from None
+        except library.LocalProtocolError as error:
+            raise BadInputError(
+                f"the request to {self.url} cannot be sent ({self._short(str(error))})"
+            ) from None
         except library.TransportError as error:
-            raise _Passing(f"the connection failed ({_short(str(error))})") from None
+            raise _Passing(f"the connection failed ({self._short(str(error))})") from None
         if status in PASSING or status >= 500:
             raise _Passing(f"it answered {status}", _retry_after(headers.get("retry-after")))
         if status >= 300:
@@ -153,8 +159,7 @@ class JsonEndpoint:
 
     def _exchange(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and content of one try, bounded in time and bytes."""
-        key = os.environ.get(KEY_VARIABLE, "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         deadline = time.monotonic() + self.patience.timeout_s
         content = bytearray()
         with self._client.stream("POST", self.url, json=body, headers=headers) as reply:
@@ -174,11 +179,35 @@ class JsonEndpoint:
         if status in (401, 403):
             return f"{self.url} refuses access ({status}); put its key into {KEY_VARIABLE}"
         if status < 400:
-            where = _short(headers.get("location", "elsewhere"))
+            where = self._short(headers.get("location", "elsewhere"))
             return f"{self.url} redirects to {where} ({status}); name that address instead"
-        said = _short(_words(content))
+        said = self._short(_words(content))
         hint = "; check address and model" if status == 404 else ""
         return f"{self.url} refuses the request ({status}): {said}{hint}"
+
+    def _short(self, text: str) -> str:
+        """One line of at most ``QUOTED`` characters, without the key should someone repeat it."""
+        text = " ".join(text.split())
+        if self._key:
+            # As it is, and as Python's and JSON's quotes would write it.
+            for form in (self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]):
+                text = text.replace(form, "***")
+        return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
+
+
+def checked_key(key: str) -> str:
+    """``key`` without the blanks and line ends that come with pasting; "" for none.
+
+    Raises:
+        BadInputError: what is left cannot stand in a header; the key is not repeated.
+    """
+    key = key.strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise BadInputError(
+            f"the key in {KEY_VARIABLE} holds blanks, line ends or letters beyond ASCII, which no "
+            "request can carry; copy it again"
+        )
+    return key
 
 
 def checked_url(url: str) -> str:
@@ -248,11 +277,3 @@ def _words(content: bytes) -> str:
     if isinstance(error, dict):
         error = error.get("message", error)
     return error if isinstance(error, str) else json.dumps(error)
-
-
-def _short(text: str) -> str:
-    """One line of at most ``QUOTED`` characters, without the key should an endpoint repeat it."""
-    key = os.environ.get(KEY_VARIABLE)
-    text = " ".join(text.split())
-    text = text.replace(key, "***") if key else text
-    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
