@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ class Reply:
     # Seconds before the first byte, and between single bytes.
     late_s: float = 0.0
     drip_s: float = 0.0
+    # Seconds between single bytes of a header.
+    header_drip_s: float = 0.0
     # Break off half-way.
     torn: bool = False
 
@@ -78,6 +81,12 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
             self.send_response(reply.status)
             for name, value in reply.headers.items():
                 self.send_header(name, value)
+            if reply.header_drip_s:
+                self.flush_headers()
+                for letter in b"X-Slow: " + b"a" * 10_000:
+                    self.wfile.write(bytes([letter]))
+                    if stop.wait(reply.header_drip_s):
+                        return
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
             if reply.torn:
@@ -417,6 +426,51 @@ def test_an_answer_that_drips_is_given_up() -> None:
         pytest.raises(BadInputError, match=r"did not answer within 0\.4 s"),
     ):
         ask(server, options)
+
+
+def test_headers_that_drip_are_given_up() -> None:
+    options = replace(OPTIONS, patience=replace(QUICK, timeout_s=0.4, retries=1))
+    with serving(lambda number, body: replace(said("yes"), header_drip_s=0.05)) as server:
+        begun = time.monotonic()
+        with pytest.raises(BadInputError, match=r"failed 2 times, .* did not answer within 0\.4 s"):
+            ask(server, options)
+        assert time.monotonic() - begun < 5.0
+    assert len(server.asked) == 2
+
+
+def test_a_tls_greeting_that_drips_is_given_up() -> None:
+    stop = threading.Event()
+
+    def greet(listening: socket.socket) -> None:
+        caller, _ = listening.accept()
+        # A handshake record of 4096 bytes, of which one comes now and then.
+        with caller, suppress(OSError):
+            caller.sendall(b"\x16\x03\x03\x10\x00")
+            while not stop.wait(0.05):
+                caller.sendall(b"\x02")
+
+    patience = replace(QUICK, timeout_s=0.4, retries=0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=greet, args=(listening,))
+        thread.start()
+        endpoint = JsonEndpoint(f"https://127.0.0.1:{listening.getsockname()[1]}/v1", patience)
+        begun = time.monotonic()
+        try:
+            with pytest.raises(BadInputError, match=r"did not answer within 0\.4 s"):
+                endpoint.post({})
+            assert time.monotonic() - begun < 5.0
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_what_comes_in_time_after_a_late_reply_is_taken() -> None:
+    options = replace(OPTIONS, patience=replace(QUICK, timeout_s=0.4))
+    with serving(
+        lambda number, body: replace(said("yes"), header_drip_s=0.0 if number else 0.05)
+    ) as server:
+        assert ask(server, options).answer == "yes"
+    assert len(server.asked) == 2
 
 
 def test_a_connection_that_breaks_is_tried_again() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stillroom.records import BadInputError
+from stillroom.teachers.http_cutoff import Cutoff
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class JsonEndpoint:
         self._library = _library()
         limits = self._library.Timeout(patience.timeout_s)
         self._client = self._library.Client(timeout=limits, follow_redirects=False)
+        self._cutoff = Cutoff()
         self._next_start = 0.0
         # Scattered waits must differ between processes: no seed.
         self._rng = random.SystemRandom()
@@ -134,16 +136,20 @@ class JsonEndpoint:
         time.sleep(start - now)
 
     def _once(self, body: Mapping[str, Any]) -> Any:
-        library = self._library
+        library, allowed = self._library, self.patience.timeout_s
+        late = _Passing(f"it did not answer within {allowed:g} s")
         try:
-            status, headers, content = self._exchange(body)
+            with self._cutoff.within(allowed) as is_late:
+                status, headers, content = self._exchange(body)
         except library.TimeoutException:
-            raise _Passing(f"it did not answer within {self.patience.timeout_s:g} s") from None
+            raise late from None
         except library.LocalProtocolError as error:
             raise BadInputError(
                 f"the request to {self.url} cannot be sent ({self._short(str(error))})"
             ) from None
         except library.TransportError as error:
+            if is_late():
+                raise late from None
             raise _Passing(f"the connection failed ({self._short(str(error))})") from None
         if status in PASSING or status >= 500:
             raise _Passing(f"it answered {status}", _retry_after(headers.get("retry-after")))
@@ -158,11 +164,11 @@ class JsonEndpoint:
             ) from None
 
     def _exchange(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and content of one try, bounded in time and bytes."""
+        """Status, headers and content of one try, bounded in bytes."""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        deadline = time.monotonic() + self.patience.timeout_s
+        more: dict[str, Any] = {"headers": headers, "extensions": {"trace": self._cutoff.trace}}
         content = bytearray()
-        with self._client.stream("POST", self.url, json=body, headers=headers) as reply:
+        with self._client.stream("POST", self.url, json=body, **more) as reply:
             for piece in reply.iter_bytes():
                 content += piece
                 if len(content) > self.patience.max_reply_bytes:
@@ -170,9 +176,6 @@ class JsonEndpoint:
                         f"{self.url} answered more than {self.patience.max_reply_bytes} bytes, "
                         "which is no answer to a question"
                     )
-                # The library's own limit is for each read: a reply can drip for ever.
-                if time.monotonic() > deadline:
-                    raise self._library.ReadTimeout("the reply dripped")
         return reply.status_code, reply.headers, bytes(content)
 
     def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> str:
