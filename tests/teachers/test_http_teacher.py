@@ -118,7 +118,8 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
 
 def said(text: Any, **more: Any) -> Reply:
     """A chat completion."""
-    choice = {"message": {"role": "assistant", "content": text}, **more}
+    message = {"role": "assistant", "content": text, "refusal": more.pop("refusal", None)}
+    choice = {"message": message, **more}
     body = json.dumps({"choices": [choice]}).encode()
     return Reply(body=body, headers={"Content-Type": "application/json"})
 
@@ -174,13 +175,56 @@ def test_it_is_an_answerer_and_a_teacher() -> None:
     ("content", "more", "text"),
     [
         ([{"type": "text", "text": "the "}, {"type": "text", "text": "lamp"}], {}, "the lamp"),
-        (None, {}, ""),
+        (None, {"refusal": "I cannot see that."}, "I cannot see that."),
         ("", {}, ""),
     ],
 )
 def test_other_shapes_of_an_answer_are_read(content: Any, more: Any, text: str) -> None:
     with serving(lambda number, body: said(content, **more)) as server:
         assert ask(server).answer == text
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "sentence"),
+    [
+        ("", "length", r"used up all tokens .*; raise --options\.max-new-tokens"),
+        (None, "length", r"used up all tokens .*; raise --options\.max-new-tokens"),
+        (None, "content_filter", r"filters its answer to question \w+; leave that question out"),
+        ("", "content_filter", "filters its answer to question"),
+        (None, "stop", "with a message without content"),
+    ],
+)
+def test_an_answer_that_never_came_is_refused(content: Any, finish: str, sentence: str) -> None:
+    with (
+        serving(lambda number, body: said(content, finish_reason=finish)) as server,
+        pytest.raises(BadInputError, match=sentence),
+    ):
+        ask(server)
+    bare = Reply(body=b'{"choices": [{"message": {}}]}')
+    with (
+        serving(lambda number, body: bare) as server,
+        pytest.raises(BadInputError, match="with a message without content"),
+    ):
+        ask(server)
+
+
+def test_cut_and_empty_answers_are_counted_in_one_line_a_scene(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        text = "" if number == 2 else "the red"
+        return said(text, finish_reason="length" if number in (0, 5) else "stop")
+
+    caplog.set_level(logging.WARNING)
+    with serving(answer) as server:
+        teacher = teacher_at(server)
+        for number in range(3):
+            scene = tiny_scene(number)
+            teacher.label(scene, tiny_questions(scene), ["answers"])
+    first, second = (record.getMessage() for record in caplog.records)
+    cut = "cut at 64 tokens (--options.max-new-tokens)"
+    assert f"of 4 answers 1 were {cut} and 1 are empty; so far 1 and 1 of 4" in first
+    assert f"of 4 answers 1 were {cut} and 0 are empty; so far 2 and 1 of 8" in second
 
 
 def test_the_log_probability_is_the_sum_over_the_answer_where_it_is_told() -> None:
@@ -217,8 +261,8 @@ def test_top_logprobs_by_token_id_become_logits() -> None:
     # The second position has one more: the token that was said was not among the best.
     content = [entry(7, {7: -0.1, 9: -2.5}), entry(2, {5: -4.0, 2: -0.2, 6: -3.0})]
     with serving(lambda number, body: said("lamp", logprobs={"content": content})) as server:
-        label = ask(server, signals=["topk_logits"])
-    assert server.asked[0]["top_logprobs"] == 20
+        label = ask(server, replace(OPTIONS, topk=2), signals=["topk_logits"])
+    assert server.asked[0]["top_logprobs"] == 2
     assert server.asked[0]["return_tokens_as_token_ids"] is True
     assert label.answer_ids.tolist() == [7, 2]
     assert label.topk_ids.tolist() == [[7, 9], [2, 6]]
@@ -243,6 +287,42 @@ def test_top_logprobs_by_text_are_refused_as_logits() -> None:
         pytest.raises(BadInputError, match="tells no top logprobs"),
     ):
         ask(server, signals=["topk_logits"])
+
+
+def test_there_are_as_many_top_logprobs_as_were_asked_for() -> None:
+    best = [{"token": f"token_id:{n}", "logprob": -float(n)} for n in range(1, 4)]
+    token = {"token": "token_id:1", "logprob": -1.0}
+    content = [token | {"top_logprobs": best}, token | {"top_logprobs": best[:2]}]
+    with serving(lambda number, body: said("lamp", logprobs={"content": content})) as server:
+        for topk in (1, 2):
+            label = ask(server, replace(OPTIONS, topk=topk), signals=["topk_logits"])
+            assert label.topk_ids.shape == (2, topk)
+        with pytest.raises(
+            BadInputError, match=r"2 top logprobs .* 3 were asked for; choose --options\.topk 2"
+        ):
+            ask(server, replace(OPTIONS, topk=3), signals=["topk_logits"])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"token": "token_id:2"},
+        {"token": "token_id:2", "logprob": None},
+        {"token": "token_id:2", "logprob": "-1.5"},
+        {"token": "token_id:2", "logprob": True},
+        {"token": "token_id:2", "logprob": float("nan")},
+        "token_id:2",
+        None,
+    ],
+)
+def test_a_top_logprob_that_is_no_number_is_refused(broken: Any) -> None:
+    best = [{"token": "token_id:1", "logprob": -0.5}, broken]
+    content = [{"token": "token_id:1", "logprob": -0.5, "top_logprobs": best}]
+    with (
+        serving(lambda number, body: said("lamp", logprobs={"content": content})) as server,
+        pytest.raises(BadInputError, match="of which one is no number; label with --signals ans"),
+    ):
+        ask(server, replace(OPTIONS, topk=2), signals=["topk_logits"])
 
 
 def test_signals_that_no_endpoint_tells_are_refused_before_anything_is_sent() -> None:
