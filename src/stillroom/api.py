@@ -222,7 +222,7 @@ def label_cost(
     from stillroom import registry
     from stillroom.teachers.dry_run import dry_run
     from stillroom.teachers.llava3d_config import LLaVA3DConfig
-    from stillroom.teachers.options import TOPK, TeacherOptions
+    from stillroom.teachers.options import TeacherOptions
 
     folder, options = None, options or TeacherOptions()
     if teacher == "llava3d-7b":
@@ -238,10 +238,10 @@ def label_cost(
         folder, config = place, LLaVA3DConfig.read(place)
     found, lines = dry_run(
         Path(scenes),
-        config.adjusted(options),
+        config,
         folder=folder,
         signals=signals,
-        topk=options.topk or TOPK,
+        options=options,
         tflops=tflops,
     )
     figures = asdict(found) | {
