@@ -178,7 +178,7 @@ def label(
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 
-    loader = registry.teacher_loader(teacher, options)
+    registry.teacher_loader(teacher, options)  # refuses what cannot label
     kind, _ = registry.kind_of(teacher)
     if geometry == "predicted" and kind != "llava3d":
         raise BadInputError(
@@ -186,6 +186,10 @@ def label(
         )
     if scenes_per_part is None and kind in registry.ONE_BY_ONE:
         scenes_per_part = 1
+    # Weights, words and fingerprint are of one commit.
+    teacher = registry.pinned(teacher)
+    registry.require_usable(teacher, options)
+    loader = registry.teacher_loader(teacher, options)
     description = registry.describe(teacher, options)
     if geometry == "predicted":
         loader = registry.predicting(loader, encoder)
