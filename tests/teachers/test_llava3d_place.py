@@ -84,20 +84,6 @@ def test_what_needs_a_gpu_is_refused_without_one(
         placed(checkpoint, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "package"), [({"dtype": "int8"}, "torchao"), ({"offload": True}, "accelerate")]
-)
-def test_a_missing_package_is_one_sentence(
-    options: dict[str, Any], package: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-
-    for name in (package, f"{package}.quantization"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(BadInputError, match=rf"needs {package}: pip install 'stillroom\[teacher"):
-        placed(checkpoint, **options)
-
-
 def test_int4_takes_only_widths_of_whole_groups(checkpoint: Path) -> None:
     with pytest.raises(BadInputError, match="int4 groups 128 weights, but a layer reads 32 feat"):
         _check_int4(load_llava3d(checkpoint))
