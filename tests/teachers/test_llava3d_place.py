@@ -13,8 +13,6 @@ from released import write_released
 
 from stillroom.records import SIGNALS, BadInputError, TeacherLabel
 from stillroom.teachers.llava3d import LLaVA3DTeacher
-from stillroom.teachers.llava3d_load import load_llava3d
-from stillroom.teachers.llava3d_place import _check_int4
 from stillroom.teachers.options import TeacherOptions
 from stillroom.testing import tiny_questions, tiny_scene
 
@@ -82,8 +80,3 @@ def test_what_needs_a_gpu_is_refused_without_one(
 ) -> None:
     with pytest.raises(BadInputError, match=sentence):
         placed(checkpoint, **options)
-
-
-def test_int4_takes_only_widths_of_whole_groups(checkpoint: Path) -> None:
-    with pytest.raises(BadInputError, match="int4 groups 128 weights, but a layer reads 32 feat"):
-        _check_int4(load_llava3d(checkpoint))

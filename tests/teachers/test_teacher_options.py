@@ -118,12 +118,6 @@ def test_quantised_weights_give_nearly_the_same_labels(
         assert not np.array_equal(one, other), "nothing was quantised"
 
 
-def test_int4_through_torchao_without_a_gpu_is_one_sentence() -> None:
-    pytest.importorskip("torchao")
-    with pytest.raises(BadInputError, match="int4 through torchao needs a GPU"):
-        place(tiny_model(), TeacherOptions(dtype="int4", device="cpu"))
-
-
 def test_int4_needs_whole_groups_of_weights() -> None:
     with pytest.raises(BadInputError, match="int4 groups 128 weights"):
         llava3d_place._check_int4(tiny_model())
