@@ -197,7 +197,7 @@ def label(
     from stillroom import registry
     from stillroom.teachers.label import label_scenes
 
-    loader = registry.teacher_loader(teacher, options)
+    registry.teacher_loader(teacher, options)  # refuses what cannot label
     kind, _ = registry.kind_of(teacher)
     if geometry == "predicted" and kind != "llava3d":
         raise BadInputError(
@@ -205,6 +205,10 @@ def label(
         )
     if scenes_per_part is None and kind in registry.ONE_BY_ONE:
         scenes_per_part = 1
+    # Weights, words and fingerprint are of one commit.
+    teacher = registry.pinned(teacher)
+    registry.require_usable(teacher, options)
+    loader = registry.teacher_loader(teacher, options)
     description = registry.describe(teacher, options)
     if geometry == "predicted":
         loader = registry.predicting(loader, encoder)
@@ -241,7 +245,7 @@ def label_cost(
     from stillroom import registry
     from stillroom.teachers.dry_run import dry_run
     from stillroom.teachers.llava3d_config import LLaVA3DConfig
-    from stillroom.teachers.options import TOPK, TeacherOptions
+    from stillroom.teachers.options import TeacherOptions
 
     folder, options = None, options or TeacherOptions()
     if teacher == "llava3d-7b":
@@ -257,10 +261,10 @@ def label_cost(
         folder, config = place, LLaVA3DConfig.read(place)
     found, lines = dry_run(
         Path(scenes),
-        config.adjusted(options),
+        config,
         folder=folder,
         signals=signals,
-        topk=options.topk or TOPK,
+        options=options,
         tflops=tflops,
     )
     figures = asdict(found) | {

@@ -116,16 +116,16 @@ def vocabulary(name: str) -> Vocabulary | None:
     """The tokens behind a teacher's ids, read without its weights; None where it tells none."""
     kind, where = kind_of(name)
     if kind == "vlm":
-        from stillroom.teachers.vlm_files import read_vocabulary
+        from stillroom.teachers.vlm_words import read_vocabulary
 
         return read_vocabulary(locate(where))
     if kind != "llava3d":
         return None
+    from stillroom.teachers.hub import fetch
     from stillroom.teachers.llava3d_config import LLaVA3DConfig
-    from stillroom.teachers.llava3d_files import fetch
     from stillroom.teachers.prompts import open_tokenizer
 
-    folder = fetch(locate(where))
+    folder = fetch(locate(where), weights=False)
     config = LLaVA3DConfig.read(folder)
     tokenizer = open_tokenizer(
         folder,
@@ -175,26 +175,82 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
         return told | HttpOptions.of(options).describe()
     place = locate(where)
     revision = _revision(place) if isinstance(place, Path) else str(place)
+    name = unpinned(name)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
-    about = {"name": shown, "kind": kind, "revision": revision, "decoding": "greedy"}
+    about: dict[str, Any] = {
+        "name": shown,
+        "kind": kind,
+        "revision": revision,
+        "decoding": "greedy",
+    }
     if kind == "vlm":
+        from stillroom.teachers.hub import commit_of
         from stillroom.teachers.vlm import VlmOptions
-        from stillroom.teachers.vlm_files import commit_of
 
         asked = VlmOptions.of(options).describe()
         return about | {"revision": commit_of(place) or revision} | asked
     if kind != "llava3d":
         return about
-    from stillroom.teachers.llava3d_files import read_config
+    from stillroom.teachers.hub import commit_of, fetch
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+    from stillroom.teachers.llava3d_load import outside_tower
 
-    config, commit = read_config(place)
+    config = LLaVA3DConfig.read(fetch(place, weights=False))
     chosen = options.fingerprint()
-    return about | {
+    about = about | {
         "topk": chosen.pop("topk", TOPK),
-        "revision": commit or revision,
+        "revision": commit_of(place) or revision,
         "options": chosen,
         "reads": config.adjusted(options).habits(),
     }
+    tower = outside_tower(place)
+    if tower is not None:
+        about["tower"] = _revision(tower) if isinstance(tower, Path) else tower
+    return about
+
+
+def pinned(name: str) -> str:
+    """The same name with the commit that its hub id means now; all others as they are.
+
+    Raises:
+        BadInputError: no such model, or the hub cannot tell.
+    """
+    kind, where = kind_of(name)
+    if kind not in ("llava3d", "vlm") or isinstance(locate(where), Path):
+        return name
+    from stillroom.teachers.hub import commit_of
+
+    return f"{unpinned(name)}@{commit_of(where)}"
+
+
+def require_usable(name: str, options: TeacherOptions | None = None) -> None:
+    """Refuse what a teacher's files and config tell without loading it.
+
+    Raises:
+        BadInputError: a weight file in a folder is missing or cut, or the options ask for layers
+            that a LLaVA-3D has not.
+    """
+    kind, where = kind_of(name)
+    if kind not in ("llava3d", "vlm"):
+        return
+    from stillroom.teachers.hub import fetch
+    from stillroom.teachers.llava3d_config import LLaVA3DConfig
+    from stillroom.teachers.llava3d_files import require_whole
+
+    place = locate(where)
+    if isinstance(place, Path):
+        require_whole(place)
+    if kind == "llava3d" and options is not None:
+        config = LLaVA3DConfig.read(fetch(place, weights=False))
+        options.layer_groups(config.num_hidden_layers)
+
+
+def unpinned(name: str) -> str:
+    """A name without the commit, tag or branch of its hub id."""
+    from stillroom.teachers.hub import without_revision
+
+    head, colon, where = name.rpartition(":")
+    return f"{head}{colon}{without_revision(where)}"
 
 
 def parameters(name: str) -> int | None:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ class Reply:
     # Seconds before the first byte, and between single bytes.
     late_s: float = 0.0
     drip_s: float = 0.0
+    # Seconds between single bytes of a header.
+    header_drip_s: float = 0.0
     # Break off half-way.
     torn: bool = False
 
@@ -78,6 +81,12 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
             self.send_response(reply.status)
             for name, value in reply.headers.items():
                 self.send_header(name, value)
+            if reply.header_drip_s:
+                self.flush_headers()
+                for letter in b"X-Slow: " + b"a" * 10_000:
+                    self.wfile.write(bytes([letter]))
+                    if stop.wait(reply.header_drip_s):
+                        return
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
             if reply.torn:
@@ -109,7 +118,8 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
 
 def said(text: Any, **more: Any) -> Reply:
     """A chat completion."""
-    choice = {"message": {"role": "assistant", "content": text}, **more}
+    message = {"role": "assistant", "content": text, "refusal": more.pop("refusal", None)}
+    choice = {"message": message, **more}
     body = json.dumps({"choices": [choice]}).encode()
     return Reply(body=body, headers={"Content-Type": "application/json"})
 
@@ -165,13 +175,56 @@ def test_it_is_an_answerer_and_a_teacher() -> None:
     ("content", "more", "text"),
     [
         ([{"type": "text", "text": "the "}, {"type": "text", "text": "lamp"}], {}, "the lamp"),
-        (None, {}, ""),
+        (None, {"refusal": "I cannot see that."}, "I cannot see that."),
         ("", {}, ""),
     ],
 )
 def test_other_shapes_of_an_answer_are_read(content: Any, more: Any, text: str) -> None:
     with serving(lambda number, body: said(content, **more)) as server:
         assert ask(server).answer == text
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "sentence"),
+    [
+        ("", "length", r"used up all tokens .*; raise --options\.max-new-tokens"),
+        (None, "length", r"used up all tokens .*; raise --options\.max-new-tokens"),
+        (None, "content_filter", r"filters its answer to question \w+; leave that question out"),
+        ("", "content_filter", "filters its answer to question"),
+        (None, "stop", "with a message without content"),
+    ],
+)
+def test_an_answer_that_never_came_is_refused(content: Any, finish: str, sentence: str) -> None:
+    with (
+        serving(lambda number, body: said(content, finish_reason=finish)) as server,
+        pytest.raises(BadInputError, match=sentence),
+    ):
+        ask(server)
+    bare = Reply(body=b'{"choices": [{"message": {}}]}')
+    with (
+        serving(lambda number, body: bare) as server,
+        pytest.raises(BadInputError, match="with a message without content"),
+    ):
+        ask(server)
+
+
+def test_cut_and_empty_answers_are_counted_in_one_line_a_scene(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        text = "" if number == 2 else "the red"
+        return said(text, finish_reason="length" if number in (0, 5) else "stop")
+
+    caplog.set_level(logging.WARNING)
+    with serving(answer) as server:
+        teacher = teacher_at(server)
+        for number in range(3):
+            scene = tiny_scene(number)
+            teacher.label(scene, tiny_questions(scene), ["answers"])
+    first, second = (record.getMessage() for record in caplog.records)
+    cut = "cut at 64 tokens (--options.max-new-tokens)"
+    assert f"of 4 answers 1 were {cut} and 1 are empty; so far 1 and 1 of 4" in first
+    assert f"of 4 answers 1 were {cut} and 0 are empty; so far 2 and 1 of 8" in second
 
 
 def test_the_log_probability_is_the_sum_over_the_answer_where_it_is_told() -> None:
@@ -208,8 +261,8 @@ def test_top_logprobs_by_token_id_become_logits() -> None:
     # The second position has one more: the token that was said was not among the best.
     content = [entry(7, {7: -0.1, 9: -2.5}), entry(2, {5: -4.0, 2: -0.2, 6: -3.0})]
     with serving(lambda number, body: said("lamp", logprobs={"content": content})) as server:
-        label = ask(server, signals=["topk_logits"])
-    assert server.asked[0]["top_logprobs"] == 20
+        label = ask(server, replace(OPTIONS, topk=2), signals=["topk_logits"])
+    assert server.asked[0]["top_logprobs"] == 2
     assert server.asked[0]["return_tokens_as_token_ids"] is True
     assert label.answer_ids.tolist() == [7, 2]
     assert label.topk_ids.tolist() == [[7, 9], [2, 6]]
@@ -234,6 +287,42 @@ def test_top_logprobs_by_text_are_refused_as_logits() -> None:
         pytest.raises(BadInputError, match="tells no top logprobs"),
     ):
         ask(server, signals=["topk_logits"])
+
+
+def test_there_are_as_many_top_logprobs_as_were_asked_for() -> None:
+    best = [{"token": f"token_id:{n}", "logprob": -float(n)} for n in range(1, 4)]
+    token = {"token": "token_id:1", "logprob": -1.0}
+    content = [token | {"top_logprobs": best}, token | {"top_logprobs": best[:2]}]
+    with serving(lambda number, body: said("lamp", logprobs={"content": content})) as server:
+        for topk in (1, 2):
+            label = ask(server, replace(OPTIONS, topk=topk), signals=["topk_logits"])
+            assert label.topk_ids.shape == (2, topk)
+        with pytest.raises(
+            BadInputError, match=r"2 top logprobs .* 3 were asked for; choose --options\.topk 2"
+        ):
+            ask(server, replace(OPTIONS, topk=3), signals=["topk_logits"])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"token": "token_id:2"},
+        {"token": "token_id:2", "logprob": None},
+        {"token": "token_id:2", "logprob": "-1.5"},
+        {"token": "token_id:2", "logprob": True},
+        {"token": "token_id:2", "logprob": float("nan")},
+        "token_id:2",
+        None,
+    ],
+)
+def test_a_top_logprob_that_is_no_number_is_refused(broken: Any) -> None:
+    best = [{"token": "token_id:1", "logprob": -0.5}, broken]
+    content = [{"token": "token_id:1", "logprob": -0.5, "top_logprobs": best}]
+    with (
+        serving(lambda number, body: said("lamp", logprobs={"content": content})) as server,
+        pytest.raises(BadInputError, match="of which one is no number; label with --signals ans"),
+    ):
+        ask(server, replace(OPTIONS, topk=2), signals=["topk_logits"])
 
 
 def test_signals_that_no_endpoint_tells_are_refused_before_anything_is_sent() -> None:
@@ -266,6 +355,63 @@ def test_the_key_comes_from_the_environment_and_shows_up_nowhere(
     assert "the key *** is a teapot" in str(error.value)
     assert key not in caplog.text
     assert key not in json.dumps(OPTIONS.describe())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_a_key_pasted_with_its_line_end_is_sent_without_it(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, f" sk-secret-123{end}")
+    with serving(lambda number, body: said("yes")) as server:
+        assert ask(server).answer == "yes"
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret-123"
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n123", "sk-secret 123", "sk-secr\u00e9t-123"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_repeated(
+    key: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    caplog.set_level(logging.DEBUG)
+    with (
+        serving(lambda number, body: said("yes")) as server,
+        pytest.raises(BadInputError, match=f"the key in {KEY_VARIABLE} holds blanks") as error,
+    ):
+        ask(server)
+    assert "secr" not in str(error.value) + caplog.text
+    assert server.asked == []
+
+
+def test_a_key_is_hidden_in_every_form_that_an_endpoint_may_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = "sk-'back\\slash\"-123"
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    body = json.dumps({"error": f"{key} and {key!r} and {json.dumps(key)} are teapots"})
+    with (
+        serving(lambda number, _: Reply(status=418, body=body.encode())) as server,
+        pytest.raises(BadInputError, match="teapots") as error,
+    ):
+        ask(server)
+    assert "slash" not in str(error.value)
+
+
+def test_a_request_that_cannot_be_sent_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "sk-secret-123")
+    endpoint = JsonEndpoint("http://127.0.0.1:9/v1", QUICK)
+    tries = []
+
+    def broken(body: Any) -> Any:
+        tries.append(body)
+        raise endpoint._library.LocalProtocolError("Illegal header value b'Bearer sk-secret-123'")
+
+    monkeypatch.setattr(endpoint, "_exchange", broken)
+    with pytest.raises(BadInputError, match=r"cannot be sent .*Bearer \*\*\*'") as error:
+        endpoint.post({})
+    assert "secret" not in str(error.value)
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -360,6 +506,51 @@ def test_an_answer_that_drips_is_given_up() -> None:
         pytest.raises(BadInputError, match=r"did not answer within 0\.4 s"),
     ):
         ask(server, options)
+
+
+def test_headers_that_drip_are_given_up() -> None:
+    options = replace(OPTIONS, patience=replace(QUICK, timeout_s=0.4, retries=1))
+    with serving(lambda number, body: replace(said("yes"), header_drip_s=0.05)) as server:
+        begun = time.monotonic()
+        with pytest.raises(BadInputError, match=r"failed 2 times, .* did not answer within 0\.4 s"):
+            ask(server, options)
+        assert time.monotonic() - begun < 5.0
+    assert len(server.asked) == 2
+
+
+def test_a_tls_greeting_that_drips_is_given_up() -> None:
+    stop = threading.Event()
+
+    def greet(listening: socket.socket) -> None:
+        caller, _ = listening.accept()
+        # A handshake record of 4096 bytes, of which one comes now and then.
+        with caller, suppress(OSError):
+            caller.sendall(b"\x16\x03\x03\x10\x00")
+            while not stop.wait(0.05):
+                caller.sendall(b"\x02")
+
+    patience = replace(QUICK, timeout_s=0.4, retries=0)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=greet, args=(listening,))
+        thread.start()
+        endpoint = JsonEndpoint(f"https://127.0.0.1:{listening.getsockname()[1]}/v1", patience)
+        begun = time.monotonic()
+        try:
+            with pytest.raises(BadInputError, match=r"did not answer within 0\.4 s"):
+                endpoint.post({})
+            assert time.monotonic() - begun < 5.0
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_what_comes_in_time_after_a_late_reply_is_taken() -> None:
+    options = replace(OPTIONS, patience=replace(QUICK, timeout_s=0.4))
+    with serving(
+        lambda number, body: replace(said("yes"), header_drip_s=0.0 if number else 0.05)
+    ) as server:
+        assert ask(server, options).answer == "yes"
+    assert len(server.asked) == 2
 
 
 def test_a_connection_that_breaks_is_tried_again() -> None:

@@ -1,20 +1,26 @@
 """Weights and words of a released LLaVA-3D: names, shards, CLIP's own page, the hub, tokenizers."""
 
+import importlib
+import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from released import write_released, write_shards, write_tokenizer
 from safetensors.torch import load_file, save_file
 
-from stillroom import registry
+from stillroom import api, registry
 from stillroom.records import BadInputError
-from stillroom.teachers import llava3d_files
+from stillroom.teachers.hub import fetch
+from stillroom.teachers.label_store import open_labels
 from stillroom.teachers.llava3d import LLaVA3DTeacher
 from stillroom.teachers.llava3d_load import load_llava3d
+from stillroom.teachers.options import TeacherOptions
 from stillroom.teachers.prompts import HubTokenizer
+from stillroom.testing import tiny_store
 
 
 @pytest.fixture
@@ -113,42 +119,130 @@ def test_clip_inside_is_compared_with_its_own_folder(
 # The hub. ---------------------------------------------------------------------------------------
 
 
-def test_a_hub_id_is_fetched_with_bin_shards_only_if_there_are_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Hub:
+    """The hub as ``snapshot_download`` shows it: commits of one page, of which main is the last."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.commits: dict[str, list[str]] = {}
+        self.asked: list[tuple[str, str | None, list[str]]] = []
+
+    def push(self, name: str, commit: str, folder: Path) -> None:
+        """A new commit of a page, with the files of a folder."""
+        shutil.copytree(folder, self.root / "pushed" / name / commit)
+        self.commits.setdefault(name, []).append(commit)
+
+    def snapshot_download(
+        self,
+        name: str,
+        *,
+        revision: str | None,
+        allow_patterns: list[str],
+        local_files_only: bool = False,
+    ) -> str:
+        if local_files_only or name not in self.commits:
+            raise OSError(f"no {name} here")
+        self.asked.append((name, revision, allow_patterns))
+        commit = revision or self.commits[name][-1]
+        place = self.root / "cache" / name / "snapshots" / commit
+        place.mkdir(parents=True, exist_ok=True)
+        for pattern in allow_patterns:
+            for file in (self.root / "pushed" / name / commit).glob(pattern):
+                shutil.copy(file, place)
+        return str(place)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     import huggingface_hub
 
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", made.snapshot_download)
+    return made
+
+
+def test_a_hub_id_is_fetched_with_bin_shards_only_if_there_are_no_others(
+    tmp_path: Path, hub: Hub
+) -> None:
     write_released(tmp_path / "bin", kind="bin")
-    asked_for: list[list[str]] = []
-
-    def snapshot(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
-        assert name == "someone/llava-3d"
-        asked_for.append(allow_patterns)
-        return str(tmp_path / "bin")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert llava3d_files.fetch("someone/llava-3d") == tmp_path / "bin"
-    assert ["*.safetensors" in patterns for patterns in asked_for] == [True, False]
-    assert "*.bin" in asked_for[1]
+    hub.push("someone/llava-3d", "aaa", tmp_path / "bin")
+    assert list(fetch("someone/llava-3d").glob("*.bin"))
+    assert [revision for _, revision, _ in hub.asked] == [None, "aaa"]
+    assert ["*.bin" in patterns for *_, patterns in hub.asked] == [False, True]
+    save_file({"x": torch.zeros(1)}, tmp_path / "bin" / "model.safetensors")
+    hub.push("someone/llava-3d", "bbb", tmp_path / "bin")
+    found = fetch("someone/llava-3d")
+    assert (found.name, list(found.glob("*.bin"))) == ("bbb", [])
+    assert fetch("someone/llava-3d@aaa").name == "aaa"
+    assert fetch("someone/llava-3d", revision="aaa").name == "aaa"
 
 
 def test_a_hub_teacher_is_described_by_its_commit_without_its_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hub: Hub
 ) -> None:
-    import huggingface_hub
-
-    place = tmp_path / "snapshots" / "0123abc"
-    write_released(place)
-    files: list[str] = []
-
-    def download(name: str, file: str) -> str:
-        files.append(file)
-        return str(place / file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    write_released(tmp_path / "made")
+    hub.push("someone/llava-3d", "0123abc", tmp_path / "made")
     about = registry.describe("llava3d:someone/llava-3d")
     assert about["revision"] == "0123abc"
-    assert files == ["config.json"]
+    assert about["name"] == "llava3d:someone/llava-3d"
+    assert "tower" not in about
+    assert not any("*.safetensors" in patterns for *_, patterns in hub.asked)
+    assert registry.vocabulary("llava3d:someone/llava-3d").rows == 320
+    assert not any("*.safetensors" in patterns for *_, patterns in hub.asked)
+
+
+def test_weights_are_of_the_commit_that_is_recorded_though_main_moves(
+    tmp_path: Path, hub: Hub
+) -> None:
+    write_released(tmp_path / "made")
+    hub.push("someone/llava-3d", "aaa", tmp_path / "made")
+    scenes, out = tiny_store(tmp_path / "scenes", scenes=1), tmp_path / "labels"
+    moved: list[str] = []
+    plain = hub.snapshot_download
+
+    def moving(name: str, **asked: Any) -> str:
+        found = plain(name, **asked)
+        if not moved:  # just after the first look
+            hub.push("someone/llava-3d", "bbb", tmp_path / "made")
+            moved.append("bbb")
+        return found
+
+    hub_module = importlib.import_module("huggingface_hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hub_module, "snapshot_download", moving)
+        api.label(
+            scenes,
+            teacher="llava3d:someone/llava-3d",
+            out=out,
+            options=TeacherOptions(max_new_tokens=2),
+        )
+    about = open_labels(out).settings["teacher"]
+    assert (about["name"], about["revision"]) == ("llava3d:someone/llava-3d", "aaa")
+    fetched = [revision for _, revision, patterns in hub.asked if "*.safetensors" in patterns]
+    assert set(fetched) == {"aaa"}
+
+
+def test_a_vision_tower_outside_of_the_checkpoint_is_in_the_fingerprint(
+    tmp_path: Path, hub: Hub
+) -> None:
+    inside, bare = tmp_path / "inside", tmp_path / "bare"
+    write_released(inside)
+    write_released(bare, clip_inside=False)
+    assert "tower" not in registry.describe(f"llava3d:{inside}")
+    first = registry.describe(f"llava3d:{bare}")["tower"]
+    page = tmp_path / "bare-clip"
+    weights = load_file(page / "model.safetensors")
+    changed = {name: tensor + 1 for name, tensor in weights.items()}
+    save_file(changed, page / "model.safetensors", metadata={"format": "pt"})
+    registry._revision.cache_clear()
+    assert registry.describe(f"llava3d:{bare}")["tower"] != first
+    # The tower on a page of its own.
+    raw = json.loads((bare / "config.json").read_text())
+    sizes = json.loads((page / "config.json").read_text())
+    named = raw | {"mm_vision_tower": "openai/clip", "vision_config": sizes}
+    (bare / "config.json").write_text(json.dumps(named))
+    hub.push("openai/clip", "ccc", page)
+    assert registry.describe(f"llava3d:{bare}")["tower"] == "openai/clip@ccc"
 
 
 # The tokenizer of the release, which is a SentencePiece model. -----------------------------------

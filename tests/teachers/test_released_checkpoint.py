@@ -195,6 +195,16 @@ def test_a_spoilt_checkpoint_is_refused_in_one_sentence(
 ) -> None:
     spoil(checkpoint)
     assert sentence in complaint(capsys, scenes, checkpoint, tmp_path / "labels")
+    assert not (tmp_path / "labels").exists()
+
+
+def test_layers_that_the_teacher_lacks_leave_no_store_behind(
+    checkpoint: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--options.attention-layers", "2-7", "--signals", "answers", "attention")
+    said = complaint(capsys, scenes, checkpoint, tmp_path / "labels", *more)
+    assert "attention layers 2-7 are asked for, but the teacher has 4" in said
+    assert not (tmp_path / "labels").exists()
 
 
 @pytest.mark.parametrize("kept", [0, 40, 0.5])

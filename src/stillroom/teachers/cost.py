@@ -45,6 +45,11 @@ class Load:
     answer: Number = 6
     reference: Number = 6
 
+    @classmethod
+    def of_photo(cls, config: LLaVA3DConfig) -> Load:
+        """A single photo (vision 2d): every patch of it is a token, no cap holds."""
+        return cls(visual=config.clip.grid**2)
+
 
 def tower_flops(config: LLaVA3DConfig, views: int) -> float:
     """The vision tower on so many views."""
@@ -101,6 +106,9 @@ class Cost:
 
     scenes: int
     questions: int
+    # Each scene is read once for all its questions, else anew for each.
+    shared: bool
+    views: int
     unshared_flop: float
     scene_flop: float
     question_flop: float
@@ -113,8 +121,12 @@ class Cost:
 
     @property
     def flop(self) -> float:
-        """All of it, each scene read once."""
-        return self.scenes * self.scene_flop + self.questions * self.question_flop
+        """All of it."""
+        if self.shared:
+            return self.scenes * self.scene_flop + self.questions * self.question_flop
+        # Features are of one more reading.
+        again = self.scenes * self.scene_flop if "scene_features" in self.scene_bytes else 0.0
+        return again + self.questions * self.unshared_flop
 
     @property
     def bytes(self) -> float:
@@ -137,17 +149,23 @@ def cost(
     topk: int,
     groups: int = 1,
     weight_bytes: int = 2,
+    shared: bool = True,
+    photo: bool = False,
 ) -> Cost:
     """What it costs to label so many scenes and questions; ``groups`` of attention maps.
 
-    A scene that is read anew for each question costs ``unshared_flop`` each time.
+    A scene that is not ``shared`` is read anew for each question, which costs ``unshared_flop``
+    each time. A ``photo`` has no points, voxels or cap.
     """
     if scenes < 1 or questions < 1:
         raise BadInputError(f"nothing to label: {scenes} scenes, {questions} questions")
     asked = SignalConfig.of(signals)
-    views, visual = config.num_frames, min(load.visual, config.max_visual_tokens)
-    seen = tower_flops(config, views) + points_flops(config, views)
-    seen += projector_flops(config, visual)
+    # A scene of fewer views is read with some of them repeated.
+    views = 1 if photo else config.num_frames
+    visual = load.visual if photo else min(load.visual, config.max_visual_tokens)
+    seen = tower_flops(config, views) + projector_flops(config, visual)
+    if not photo:
+        seen += points_flops(config, views)
     prefix = load.before + visual
     whole = prefix + load.question
     said = say_flops(config, load.answer, cached=whole)
@@ -162,11 +180,13 @@ def cost(
     return Cost(
         scenes=scenes,
         questions=questions,
+        shared=shared,
+        views=views,
         unshared_flop=seen + read_flops(config, whole) + said + extra,
         scene_flop=seen + read_flops(config, prefix),
         question_flop=read_flops(config, load.question, cached=prefix) + said + extra,
-        question_bytes=_question_bytes(config, load, asked, topk=topk, groups=groups),
-        scene_bytes=_scene_bytes(config, visual, asked),
+        question_bytes=_question_bytes(config, load, visual, asked, topk=topk, groups=groups),
+        scene_bytes=_scene_bytes(config, visual, views, asked, points=not photo),
         files=2 + kinds * layout.shards(scenes),  # and manifest and vocabulary
         weights_bytes=weight_bytes * parameters(config),
         cache_bytes=2.0 * 2 * config.num_hidden_layers * config.hidden_size * heads * whole,
@@ -174,10 +194,15 @@ def cost(
 
 
 def _question_bytes(
-    config: LLaVA3DConfig, load: Load, asked: SignalConfig, *, topk: int, groups: int
+    config: LLaVA3DConfig,
+    load: Load,
+    visual: Number,
+    asked: SignalConfig,
+    *,
+    topk: int,
+    groups: int,
 ) -> dict[str, float]:
     position = topk * (2 + (2 if config.vocab_size <= 1 << 16 else 4)) + 4
-    visual = min(load.visual, config.max_visual_tokens)
     sizes = {
         "answers": float(ROW_BYTES),
         "topk_logits": load.answer * position,
@@ -188,14 +213,16 @@ def _question_bytes(
     return {name: size for name, size in sizes.items() if name in asked.signals}
 
 
-def _scene_bytes(config: LLaVA3DConfig, visual: int, asked: SignalConfig) -> dict[str, float]:
+def _scene_bytes(
+    config: LLaVA3DConfig, visual: Number, views: int, asked: SignalConfig, *, points: bool
+) -> dict[str, float]:
     sizes: dict[str, float] = {"ledger": float(LEDGER_BYTES)}
     if asked.scene_features:
-        patches = config.num_frames * config.clip.grid**2
+        patches = views * config.clip.grid**2
         sizes["scene_features"] = (
             2.0 * visual * config.clip.hidden_size  # pooled
             + 4 * config.hidden_size  # semantics
-            + 12 * visual  # points
+            + 12 * visual * points
             + 2 * patches  # patch_token
         )
     return sizes

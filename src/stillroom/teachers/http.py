@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -99,7 +101,7 @@ class HttpSession:
 
     def __init__(self, teacher: HttpTeacher, scene: Scene) -> None:
         options = teacher.options
-        self.teacher = teacher
+        self.teacher, self.scene_id = teacher, scene.scene_id
         #: Which views are sent, by number.
         self.views = chosen_views(len(scene.views), options.views)
         pictures = view_pictures(scene, self.views, options.image_size)
@@ -121,7 +123,35 @@ class HttpSession:
             raise BadInputError(
                 f"an endpoint does not tell {', '.join(beyond)}; label with --signals answers"
             )
-        return [self.teacher.ask(self.photos, question, signals) for question in questions]
+        labels = [self.teacher.ask(self.photos, question, signals) for question in questions]
+        self.teacher.tally.tell(self.scene_id, self.teacher.options.max_new_tokens)
+        return labels
+
+
+class Tally:
+    """How many answers came whole, by scene and in all; what did not is said, never hidden."""
+
+    def __init__(self) -> None:
+        self._scene: Counter[str] = Counter()
+        self._all: Counter[str] = Counter()
+
+    def add(self, answer: str, finish: object) -> None:
+        """One answer and why it ended."""
+        found = {"answers": True, "cut": finish == "length", "empty": not answer}
+        for count in (self._scene, self._all):
+            count.update(name for name, holds in found.items() if holds)
+
+    def tell(self, scene_id: str, max_new_tokens: int) -> None:
+        """One line about the scene that ends here, if any answer of it was cut or empty."""
+        scene, every = self._scene, self._all
+        if scene["cut"] or scene["empty"]:
+            logger.warning(
+                "scene %s: of %d answers %d were cut at %d tokens (--options.max-new-tokens) and "
+                "%d are empty; so far %d and %d of %d",
+                *(scene_id, scene["answers"], scene["cut"], max_new_tokens, scene["empty"]),
+                *(every["cut"], every["empty"], every["answers"]),
+            )
+        self._scene = Counter()
 
 
 class HttpTeacher:
@@ -137,6 +167,7 @@ class HttpTeacher:
         self._endpoint = JsonEndpoint(f"{self.url}/chat/completions", self.options.patience)
         #: Whether logprobs are asked for; an endpoint that refuses them is asked without.
         self._asks_logprobs = True
+        self.tally = Tally()
 
     def open(self, scene: Scene) -> HttpSession:
         """Encode the scene's photos.
@@ -166,14 +197,16 @@ class HttpTeacher:
         with_logits = "topk_logits" in signals
         reply = self._reply(self._body(photos, question, with_logits=with_logits), with_logits)
         choice = _choice(reply, self.url)
+        answer = _text(choice, self.url, question.question_id)
         content = _logprobs(choice)
         ids = top_ids = top_logits = None
         if with_logits:
-            ids, top_ids, top_logits = _top(content, self.url)
+            ids, top_ids, top_logits = _top(content, self.options.topk, self.url)
+        self.tally.add(answer, choice.get("finish_reason"))
         return TeacherLabel(
             scene_id=question.scene_id,
             question_id=question.question_id,
-            answer=_text(choice, self.url),
+            answer=answer,
             answer_ids=ids,
             logprob=sum(entry["logprob"] for entry in content) if content else None,
             topk_ids=top_ids,
@@ -233,54 +266,82 @@ def _choice(reply: Any, url: str) -> Mapping[str, Any]:
     return first
 
 
-def _text(choice: Mapping[str, Any], url: str) -> str:
-    """The words of an answer; those of a refusal where the model refused."""
-    message = choice["message"]
+def _text(choice: Mapping[str, Any], url: str, question_id: str) -> str:
+    """The words of an answer; those of a refusal where the model refused.
+
+    Raises:
+        BadInputError: there are none, and the reply tells that the model did not choose so: it was
+            filtered, used up its tokens before the first word, or left the content out.
+    """
+    message, finish = choice["message"], choice.get("finish_reason")
     content = message.get("content")
     if content is None:
-        content = message.get("refusal") or ""
+        content = message.get("refusal")
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         content = "".join(part for part in parts if isinstance(part, str))
-    if not isinstance(content, str):
+    if content is not None and not isinstance(content, str):
         raise BadInputError(f"{url} answered a message whose content is no text")
-    return content.strip()
+    text = (content or "").strip()
+    if text:
+        return text
+    if finish == "content_filter":
+        raise BadInputError(
+            f"{url} filters its answer to question {question_id}; leave that question out"
+        )
+    if finish == "length":
+        raise BadInputError(
+            f"{url} used up all tokens of its answer to question {question_id} before the first "
+            "word, as models do that think first; raise --options.max-new-tokens"
+        )
+    if content is None:
+        raise BadInputError(f"{url} answered question {question_id} with a message without content")
+    return text
 
 
 def _logprobs(choice: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Entries of the answer's tokens; none where the endpoint tells no logprobs."""
     told = choice.get("logprobs")
     content = told.get("content") if isinstance(told, dict) else None
-    if not isinstance(content, list):
-        return []
-    whole = all(
-        isinstance(entry, dict) and isinstance(entry.get("logprob"), int | float)
-        for entry in content
-    )
-    return content if whole else []
+    return content if isinstance(content, list) and all(map(_has_logprob, content)) else []
+
+
+def _has_logprob(entry: object) -> bool:
+    found = entry.get("logprob") if isinstance(entry, dict) else None
+    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
 
 
 def _top(
-    content: Sequence[Mapping[str, Any]], url: str
+    content: Sequence[Mapping[str, Any]], topk: int, url: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids of the answer [a], and ids and logprobs of the best tokens [a k].
+    """Ids of the answer [a], and ids and logprobs of the ``topk`` best tokens [a k].
 
     Raises:
-        BadInputError: the endpoint tells no logprobs, or names tokens by text, of which one may
-            stand for several ids.
+        BadInputError: the endpoint tells no logprobs, fewer than asked for, or such that are no
+            numbers, or names tokens by text, of which one may stand for several ids.
     """
     rows = [entry.get("top_logprobs") for entry in content]
-    if not content or not all(isinstance(row, list) and row for row in rows):
+    whole = [row for row in rows if isinstance(row, list) and row]
+    if not whole or len(whole) < len(rows):
         raise BadInputError(f"{url} tells no top logprobs; label with --signals answers")
+    if not all(_has_logprob(one) for row in whole for one in row):
+        raise BadInputError(
+            f"{url} tells top logprobs of which one is no number; label with --signals answers"
+        )
     said = [_token_id(entry) for entry in content]
     # Endpoints add the token that was said where it is not among the best.
-    k = min(len(row) for row in rows if row)
-    best = [sorted(row, key=lambda one: -one["logprob"])[:k] for row in rows if row]
+    best = [sorted(row, key=lambda one: -one["logprob"])[:topk] for row in whole]
     ids = [[_token_id(one) for one in row] for row in best]
     if None in said or any(None in row for row in ids):
         raise BadInputError(
             f"{url} names tokens by their text, not by their ids, so its logits cannot be stored; "
             "label with --signals answers"
+        )
+    fewest = min(map(len, whole))
+    if fewest < topk:
+        raise BadInputError(
+            f"{url} tells {fewest} top logprobs of a token where {topk} were asked for; choose "
+            f"--options.topk {fewest}"
         )
     logits = [[one["logprob"] for one in row] for row in best]
     return np.array(said), np.array(ids), np.array(logits, dtype=np.float32)

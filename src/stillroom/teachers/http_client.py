@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stillroom.records import BadInputError
+from stillroom.teachers.http_cutoff import Cutoff
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +77,17 @@ class JsonEndpoint:
     """A web address that takes and gives JSON.
 
     Raises:
-        BadInputError: no http(s) address, one that holds a key, or no HTTP library.
+        BadInputError: no http(s) address, one that holds a key, a key that no header can carry, or
+            no HTTP library.
     """
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url, self.patience = checked_url(url), patience
+        self._key = checked_key(os.environ.get(KEY_VARIABLE, ""))
         self._library = _library()
         limits = self._library.Timeout(patience.timeout_s)
         self._client = self._library.Client(timeout=limits, follow_redirects=False)
+        self._cutoff = Cutoff()
         self._next_start = 0.0
         # Scattered waits must differ between processes: no seed.
         self._rng = random.SystemRandom()
@@ -132,13 +136,21 @@ class JsonEndpoint:
         time.sleep(start - now)
 
     def _once(self, body: Mapping[str, Any]) -> Any:
-        library = self._library
+        library, allowed = self._library, self.patience.timeout_s
+        late = _Passing(f"it did not answer within {allowed:g} s")
         try:
-            status, headers, content = self._exchange(body)
+            with self._cutoff.within(allowed) as is_late:
+                status, headers, content = self._exchange(body)
         except library.TimeoutException:
-            raise _Passing(f"it did not answer within {self.patience.timeout_s:g} s") from None
+            raise late from None
+        except library.LocalProtocolError as error:
+            raise BadInputError(
+                f"the request to {self.url} cannot be sent ({self._short(str(error))})"
+            ) from None
         except library.TransportError as error:
-            raise _Passing(f"the connection failed ({_short(str(error))})") from None
+            if is_late():
+                raise late from None
+            raise _Passing(f"the connection failed ({self._short(str(error))})") from None
         if status in PASSING or status >= 500:
             raise _Passing(f"it answered {status}", _retry_after(headers.get("retry-after")))
         if status >= 300:
@@ -152,12 +164,11 @@ class JsonEndpoint:
             ) from None
 
     def _exchange(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and content of one try, bounded in time and bytes."""
-        key = os.environ.get(KEY_VARIABLE, "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        deadline = time.monotonic() + self.patience.timeout_s
+        """Status, headers and content of one try, bounded in bytes."""
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        more: dict[str, Any] = {"headers": headers, "extensions": {"trace": self._cutoff.trace}}
         content = bytearray()
-        with self._client.stream("POST", self.url, json=body, headers=headers) as reply:
+        with self._client.stream("POST", self.url, json=body, **more) as reply:
             for piece in reply.iter_bytes():
                 content += piece
                 if len(content) > self.patience.max_reply_bytes:
@@ -165,20 +176,41 @@ class JsonEndpoint:
                         f"{self.url} answered more than {self.patience.max_reply_bytes} bytes, "
                         "which is no answer to a question"
                     )
-                # The library's own limit is for each read: a reply can drip for ever.
-                if time.monotonic() > deadline:
-                    raise self._library.ReadTimeout("the reply dripped")
         return reply.status_code, reply.headers, bytes(content)
 
     def _refusal(self, status: int, headers: Mapping[str, str], content: bytes) -> str:
         if status in (401, 403):
             return f"{self.url} refuses access ({status}); put its key into {KEY_VARIABLE}"
         if status < 400:
-            where = _short(headers.get("location", "elsewhere"))
+            where = self._short(headers.get("location", "elsewhere"))
             return f"{self.url} redirects to {where} ({status}); name that address instead"
-        said = _short(_words(content))
+        said = self._short(_words(content))
         hint = "; check address and model" if status == 404 else ""
         return f"{self.url} refuses the request ({status}): {said}{hint}"
+
+    def _short(self, text: str) -> str:
+        """One line of at most ``QUOTED`` characters, without the key should someone repeat it."""
+        text = " ".join(text.split())
+        if self._key:
+            # As it is, and as Python's and JSON's quotes would write it.
+            for form in (self._key, repr(self._key)[1:-1], json.dumps(self._key)[1:-1]):
+                text = text.replace(form, "***")
+        return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
+
+
+def checked_key(key: str) -> str:
+    """``key`` without the blanks and line ends that come with pasting; "" for none.
+
+    Raises:
+        BadInputError: what is left cannot stand in a header; the key is not repeated.
+    """
+    key = key.strip()
+    if not all("!" <= letter <= "~" for letter in key):
+        raise BadInputError(
+            f"the key in {KEY_VARIABLE} holds blanks, line ends or letters beyond ASCII, which no "
+            "request can carry; copy it again"
+        )
+    return key
 
 
 def checked_url(url: str) -> str:
@@ -248,11 +280,3 @@ def _words(content: bytes) -> str:
     if isinstance(error, dict):
         error = error.get("message", error)
     return error if isinstance(error, str) else json.dumps(error)
-
-
-def _short(text: str) -> str:
-    """One line of at most ``QUOTED`` characters, without the key should an endpoint repeat it."""
-    key = os.environ.get(KEY_VARIABLE)
-    text = " ".join(text.split())
-    text = text.replace(key, "***") if key else text
-    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."

@@ -22,8 +22,8 @@ from stillroom.records import (
     TeacherLabel,
     content_hash,
 )
+from stillroom.teachers.hub import fetch
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
-from stillroom.teachers.llava3d_files import fetch
 from stillroom.teachers.llava3d_load import load_llava3d
 from stillroom.teachers.llava3d_model import LLaVA3D
 from stillroom.teachers.llava3d_place import computing_dtype, place

@@ -1,11 +1,10 @@
-"""A checkpoint's files in the released layout: found or downloaded, and read one at a time."""
+"""A checkpoint's weight files in the released layout, read one at a time."""
 
 from __future__ import annotations
 
 import pickle
-import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,67 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stillroom.records import BadInputError, require_file
-from stillroom.teachers.llava3d_config import LLaVA3DConfig, read_json
-
-_HUB_ID = r"[\w.-]+/[\w.-]+"
-
-
-def fetch(where: str | Path, *, local_only: bool = False) -> Path:
-    """The folder of a checkpoint; a hub id (owner/name) is downloaded, .bin shards only if need be.
-
-    With ``local_only`` what was downloaded earlier is found, and nothing else.
-
-    Raises:
-        BadInputError: no folder and no hub id, or the hub cannot give it.
-    """
-    folder = Path(where)
-    if folder.is_dir():
-        return folder
-    name = _hub_id(where)
-    from huggingface_hub import snapshot_download
-
-    def downloaded(weights: str) -> Path:
-        wanted = ["*.json", "*.model", weights]
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local_only))
-
-    try:
-        found = downloaded("*.safetensors")
-        if not any(found.glob("*.safetensors")):
-            found = downloaded("*.bin")
-    except (OSError, ValueError) as error:
-        raise _unreachable(name, error) from None
-    return found
-
-
-def read_config(where: str | Path) -> tuple[LLaVA3DConfig, str | None]:
-    """A checkpoint's config, and the hub's commit of it; of a hub id nothing else is downloaded.
-
-    Raises:
-        BadInputError: as ``fetch`` and ``LLaVA3DConfig.read``.
-    """
-    folder = Path(where)
-    if folder.is_dir():
-        return LLaVA3DConfig.read(folder), None
-    name = _hub_id(where)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        file = Path(hf_hub_download(name, "config.json"))
-    except (OSError, ValueError) as error:
-        raise _unreachable(name, error) from None
-    # .../snapshots/<commit>/config.json
-    return LLaVA3DConfig.read(file.parent), file.parent.name
-
-
-def _hub_id(where: str | Path) -> str:
-    if isinstance(where, Path) or not re.fullmatch(_HUB_ID, where):
-        raise BadInputError(f"model not found: {where} is no folder and no hub id (owner/name)")
-    return where
-
-
-def _unreachable(name: str, error: Exception) -> BadInputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no answer"
-    return BadInputError(f"cannot fetch {name} from the hub: {reason}")
+from stillroom.teachers.llava3d_config import read_json
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -97,17 +36,53 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             files = [f"{single}.{kind}"]
         else:
             continue
-        missing = [name for name in files if not (folder / name).is_file()]
-        if missing:
-            raise BadInputError(
-                f"{folder} lacks {missing[0]}, one of {len(files)} weight files that {index.name} "
-                f"names ({len(missing)} missing); fetch it again"
-            )
+        _require_all(folder, files, index)
         read = _read_safetensors if kind == "safetensors" else _read_bin
         for name in files:
             yield from read(folder / name)
         return
     raise BadInputError(f"{folder} holds no weights (model.safetensors or its index)")
+
+
+def names_of_weights(folder: Path) -> Iterator[str]:
+    """Names of all weights, from an index where there is one.
+
+    Raises:
+        BadInputError: as ``stored_tensors``.
+    """
+    if (index := _index(folder)) is None:
+        yield from (name for name, _ in stored_tensors(folder))
+    else:
+        _indexed(index)
+        yield from map(str, read_json(index, "index")["weight_map"])
+
+
+def require_whole(folder: Path) -> None:
+    """Look whether every file that an index names is there, and no safetensors file is cut.
+
+    Raises:
+        BadInputError: naming the first that is missing or damaged.
+    """
+    if (index := _index(folder)) is not None:
+        _require_all(folder, _indexed(index), index)
+    for file in sorted(folder.glob("*.safetensors")):
+        # Opening compares the header with the length of the file.
+        next(_read_safetensors(file), None)
+
+
+def _index(folder: Path) -> Path | None:
+    """The index that is read: of safetensors before .bin; None for weights in one file."""
+    names = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _require_all(folder: Path, files: Sequence[str], index: Path) -> None:
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise BadInputError(
+            f"{folder} lacks {missing[0]}, one of {len(files)} weight files that {index.name} "
+            f"names ({len(missing)} missing); fetch it again"
+        )
 
 
 def _indexed(index: Path) -> list[str]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from stillroom.records import BadInputError
+from stillroom.teachers.hub import commit_of, fetch
 from stillroom.teachers.llava3d_config import LLaVA3DConfig, tower_folder
-from stillroom.teachers.llava3d_files import fetch, stored_dtype, stored_tensors
+from stillroom.teachers.llava3d_files import names_of_weights, stored_dtype, stored_tensors
 from stillroom.teachers.llava3d_model import LLaVA3D
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,24 @@ def _canonical(name: str) -> str:
     if name.startswith(_CLIP) and not name.startswith(f"{_CLIP}vision_model."):
         return f"{_CLIP}vision_model.{name.removeprefix(_CLIP)}"
     return name
+
+
+def outside_tower(where: str | Path) -> Path | str | None:
+    """Where the vision tower of a checkpoint lies if not in it: a folder, or a hub id at a commit.
+
+    Of a hub id the weights are fetched only where no index says what is in them.
+
+    Raises:
+        BadInputError: as ``fetch``, or the files cannot be read.
+    """
+    folder = fetch(where, weights=False)
+    if not any(folder.glob("*.index.json")):
+        folder = fetch(where)
+    if any(_canonical(name).startswith(_CLIP) for name in names_of_weights(folder)):
+        return None
+    page = LLaVA3DConfig.read(folder).mm_vision_tower
+    place = tower_folder(page, folder)
+    return place or f"{page}@{commit_of(page)}"
 
 
 def _named(names: Iterable[str]) -> str:

@@ -56,14 +56,12 @@ def _offload(model: LLaVA3D, device: torch.device) -> None:
 
 
 def _with_torchao(model: LLaVA3D, dtype: str, device: torch.device) -> None:
+    if dtype == "int4" and device.type != "cuda":
+        raise BadInputError("int4 needs a GPU; choose int8 with the quantizer torchao")
     try:
         from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
         raise _needs(dtype, "torchao") from None
-    if dtype == "int4" and device.type != "cuda":
-        raise BadInputError(
-            "int4 through torchao needs a GPU; choose int8, or the quantizer bitsandbytes"
-        )
     config: Any = Int8WeightOnlyConfig()
     if dtype == "int4":
         _check_int4(model)
@@ -87,6 +85,10 @@ def _check_int4(model: LLaVA3D) -> None:
 
 
 def _with_bitsandbytes(model: LLaVA3D, dtype: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise BadInputError(
+            f"{dtype} through bitsandbytes needs a GPU; choose int8 with the quantizer torchao"
+        )
     try:
         import bitsandbytes
     except ImportError:

@@ -15,10 +15,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from stillroom.records import BadInputError
 from stillroom.teachers.device import chosen_device
+from stillroom.teachers.hub import fetch
 from stillroom.teachers.llava3d_config import read_json
 from stillroom.teachers.mobilevlm import MobileVLM, MobileVLMPrompts
 from stillroom.teachers.vlm import VlmOptions
-from stillroom.teachers.vlm_files import fetch
 from stillroom.teachers.vlm_processor import PromptMaker, TransformersPrompts, first_line
 
 logger = logging.getLogger(__name__)
