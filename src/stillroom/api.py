@@ -192,7 +192,7 @@ def label(
         BadInputError: scenes, teacher, options or folder do not go together, or a run was cut
             short; what is labelled stays.
     """
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise BadInputError(f"--workers must be at least 1, got {workers}")
     from stillroom import registry
     from stillroom.teachers.label import label_scenes

@@ -1,3 +1,4 @@
+import copy
 import logging
 import math
 from dataclasses import replace
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stillroom.records import BadInputError
+from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
 from stillroom.training.handed import StepLosses, TrainingDiverged
-from stillroom.training.loop import train
+from stillroom.training.loop import _accumulate, train
+from stillroom.training.optim import make_optimizer
 from stillroom.training.runlog import read_log
 
 
@@ -45,6 +48,37 @@ def test_two_accumulated_half_batches_equal_one_batch(tmp_path: Path) -> None:
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
         assert second["terms"] == pytest.approx(first["terms"], rel=1e-5)
         assert second["metrics"] == pytest.approx(first["metrics"], rel=1e-5)
+
+
+def test_gradients_take_the_layout_of_their_parameters_before_the_optimizer_reads_them() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 3), "token": nn.Embedding(1, 6)})
+    twin = copy.deepcopy(model)
+    images = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+
+    def loss(of: nn.ModuleDict) -> torch.Tensor:
+        weight = of["token"].weight.t().contiguous().t()  # its gradient comes back turned
+        return of["conv"](images).square().sum() + (weight.expand(5, 6) * torch.arange(6.0)).sum()
+
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(loss(model), parameters)
+    # Else the test could not fail.
+    assert any(g.stride() != p.stride() for g, p in zip(gradients, parameters, strict=True))
+    for _ in range(2):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            _accumulate(parameter, gradient)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+    config = TrainConfig(steps=1, scenes_per_step=1, learning_rate=1e-2, weight_decay=0.0)
+    make_optimizer(model, config=config).step()
+    (2 * loss(twin)).backward()
+    torch.optim.AdamW(
+        twin.parameters(), lr=1e-2, betas=config.betas, weight_decay=0.0, fused=False
+    ).step()
+    for mine, plain in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, plain)
 
 
 def test_workers_side_by_side_change_nothing(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 32_768,
         "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
         "tie_word_embeddings": True,
     },
 }
@@ -130,13 +131,13 @@ def pretrained_config(
 ) -> PretrainedConfig:
     """The config of a published language model, in single precision.
 
-    A published hub id is answered without a download.
+    Without a tokenizer, to be counted and not built, a hub id of ``PUBLISHED`` needs no download.
 
     Raises:
         BadInputError: no such model, fewer entries than the tokenizer has, or other sizes than the
             recipe says.
     """
-    if str(where) in PUBLISHED and not Path(where).is_dir():
+    if tokenizer is None and str(where) in PUBLISHED and not Path(where).is_dir():
         settings = dict(PUBLISHED[str(where)])
         found: PretrainedConfig = CONFIG_MAPPING[settings.pop("model_type")](**settings)
     else:

@@ -174,8 +174,14 @@ def _over_all(
 
 
 def _accumulate(parameter: Tensor, gradient: Tensor | None) -> None:
-    if gradient is not None:
-        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+    if gradient is None:
+        return
+    if parameter.grad is None:
+        # In the parameter's own layout, as ``backward`` would leave it: ``autograd.grad`` hands on
+        # whatever strides a gradient has, and fused AdamW reads memory as it lies.
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
+    else:
+        parameter.grad.add_(gradient)
 
 
 def _update(run: Sitting, values: Mapping[str, float], lr: float) -> dict[str, float]:
