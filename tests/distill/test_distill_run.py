@@ -104,6 +104,18 @@ def test_a_run_ends_with_a_student_that_answers(world: Path, tmp_path: Path) -> 
     assert geometry.depth.shape == (2, 28, 28)
 
 
+def test_a_run_goes_on_from_a_student(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path / "first")
+    student = tmp_path / "first" / "student"
+    assert "after 6 steps" in run(
+        world, tmp_path / "second", replace(TINY, start_from=str(student))
+    )
+    first, second = (
+        read_log(tmp_path / name / "log.jsonl", kind="step") for name in ("first", "second")
+    )
+    assert second[0]["terms"]["text"] < first[0]["terms"]["text"]
+
+
 def test_the_encoder_does_not_change_and_everything_else_does(world: Path, tmp_path: Path) -> None:
     run(world, tmp_path / "run")
     short = replace(TINY, train=replace(TINY.train, steps=1, learning_rate=1e-12))

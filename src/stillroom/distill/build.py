@@ -293,7 +293,9 @@ def _gone_on_with(config: DistillConfig) -> tuple[StillroomStudent, StillroomPro
     student: StillroomStudent = StillroomStudent.from_pretrained(where, dtype=torch.float32)
     processor = StillroomProcessor.from_pretrained(where)
     has = student.config
-    wanted = student_config(config, has.vggt, has.language_model, processor.tokenizer)
+    # A copy: a config that joins another one is changed by it, and this one is in use.
+    text = copy.deepcopy(has.language_model)
+    wanted = student_config(config, has.vggt, text, processor.tokenizer)
     compared = {name: (getattr(has, name), getattr(wanted, name)) for name in _DESCRIBED}
     sizes = language_config(config.student).to_dict()
     compared |= {name: (getattr(has.language_model, name), sizes[name]) for name in _SIZES}
