@@ -9,27 +9,15 @@ import torch
 from stillroom import api, registry
 from stillroom.distill.config import DistillConfig, SlotConfig, StudentSizes
 from stillroom.students.encoders.vggt import VGGT
-from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.students.encoders.vggt_load import save_vggt
-from stillroom.testing import tiny_store
+from stillroom.testing import tiny_encoder_config, tiny_store
 from stillroom.training.config import TrainConfig
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> DistillConfig:
     torch.set_num_threads(1)
-    encoder = mini_config(
-        width=16,
-        heads=2,
-        encoder_heads=2,
-        camera_heads=2,
-        encoder_depth=1,
-        image_size=28,
-        dpt_features=8,
-        dpt_channels=(4, 4, 4, 4),
-        point_head=False,
-        camera_head=False,
-    )
+    encoder = tiny_encoder_config()
     save_vggt(VGGT(encoder, seed=0), tmp_path / "my_encoder")
     return DistillConfig(
         train=TrainConfig(steps=1, scenes_per_step=1, evaluate_every=0, seed=7),

@@ -27,6 +27,7 @@ from stillroom.records import (
     content_hash,
 )
 from stillroom.scenes.store import write_manifest, write_shard
+from stillroom.students.encoders.vggt_config import VGGTConfig, mini_config
 
 #: Unit quaternion of no rotation.
 _UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
@@ -122,6 +123,22 @@ def tiny_questions(scene: Scene, *, count: int = 4) -> list[Question]:
             )
         )
     return made
+
+
+def tiny_encoder_config() -> VGGTConfig:
+    """The smallest encoder for pictures of tiny scenes, without point and camera heads."""
+    return mini_config(
+        width=16,
+        heads=2,
+        encoder_heads=2,
+        camera_heads=2,
+        encoder_depth=1,
+        image_size=28,
+        dpt_features=8,
+        dpt_channels=(4, 4, 4, 4),
+        point_head=False,
+        camera_head=False,
+    )
 
 
 def tiny_store(

@@ -22,12 +22,11 @@ from stillroom.records import BadInputError
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.students.encoders.vggt import VGGT
-from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.students.encoders.vggt_load import save_vggt
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_store import open_labels
-from stillroom.testing import FixedTeacher, tiny_store
+from stillroom.testing import FixedTeacher, tiny_encoder_config, tiny_store
 from stillroom.text.tokenizer import load_tokenizer
 from stillroom.text.vocabulary import Vocabulary
 from stillroom.training.config import TrainConfig
@@ -57,20 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocabulary=load_tokenizer().vocabulary(),
     )
     torch.manual_seed(0)
-    encoder = VGGT(
-        mini_config(
-            width=16,
-            heads=2,
-            encoder_heads=2,
-            camera_heads=2,
-            encoder_depth=1,
-            image_size=28,
-            dpt_features=8,
-            dpt_channels=(4, 4, 4, 4),
-            point_head=False,
-            camera_head=False,
-        )
-    )
+    encoder = VGGT(tiny_encoder_config())
     save_vggt(encoder, home / "encoder")
     return home
 

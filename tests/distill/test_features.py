@@ -17,10 +17,9 @@ from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.records import BadInputError, Scene
 from stillroom.scenes.store import SceneStore, open_store, write_manifest, write_shard
 from stillroom.students.config import StillroomConfig, neox_config
-from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
-from stillroom.testing import tiny_questions, tiny_scene, tiny_store
+from stillroom.testing import tiny_encoder_config, tiny_questions, tiny_scene, tiny_store
 
 SCENES = 6
 
@@ -34,18 +33,7 @@ def two_scenes_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def student() -> StillroomStudent:
     torch.manual_seed(0)
-    encoder = mini_config(
-        width=16,
-        heads=2,
-        encoder_heads=2,
-        camera_heads=2,
-        encoder_depth=1,
-        image_size=28,
-        dpt_features=8,
-        dpt_channels=(4, 4, 4, 4),
-        point_head=False,
-        camera_head=False,
-    )
+    encoder = tiny_encoder_config()
     text = neox_config(hidden_size=16, layers=1, heads=2)
     return StillroomStudent(
         StillroomConfig(

@@ -12,10 +12,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from stillroom.students.encoders.vggt import VGGT
-from stillroom.students.encoders.vggt_config import mini_config
 from stillroom.students.encoders.vggt_load import save_vggt
 from stillroom.teachers.label import label_scenes
-from stillroom.testing import FixedTeacher, tiny_store
+from stillroom.testing import FixedTeacher, tiny_encoder_config, tiny_store
 
 TEXTS = (
     "Which is closer to the lamp: the red table or the blue chair?",
@@ -34,18 +33,7 @@ def write_world(home: Path) -> Path:
         teacher={"name": "fixed"},
         signals=("answers",),
     )
-    encoder = mini_config(
-        width=16,
-        heads=2,
-        encoder_heads=2,
-        camera_heads=2,
-        encoder_depth=1,
-        image_size=28,
-        dpt_features=8,
-        dpt_channels=(4, 4, 4, 4),
-        point_head=False,
-        camera_head=False,
-    )
+    encoder = tiny_encoder_config()
     save_vggt(VGGT(encoder, seed=0), home / "encoder")
     return home
 
