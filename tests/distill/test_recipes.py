@@ -133,10 +133,12 @@ def test_the_edge_student_has_qwens_half_billion() -> None:
     assert api.params("edge")["language_model"] == 494_032_768
 
 
-def test_every_row_of_the_papers_tables_is_a_recipe() -> None:
+def test_every_row_of_the_papers_tables_and_of_the_slots_controls_is_a_recipe() -> None:
     assert set(ROWS) == {
         *("no_slots", "no_detection", "no_depth", "no_spatial", "no_multi_view", "no_feature"),
         *("static_weights", "k2", "k4", "k16"),
+        *("frozen_random", "filler", "after", "full_prefix", "full_prefix_no_slots"),
+        *("causal", "causal_after", "causal_no_slots"),
     }
     for base in BASES:
         assert {base, *(f"{base}_{row}" for row in ROWS)} <= set(TABLE)
@@ -166,6 +168,14 @@ def differing(one: DistillConfig, other: DistillConfig) -> set[str]:
         ("k2", {"slots.count"}),
         ("k4", {"slots.count"}),
         ("k16", {"slots.count"}),
+        ("frozen_random", {"slots.kind"}),
+        ("filler", {"slots.kind"}),
+        ("after", {"slots.position"}),
+        ("full_prefix", {"mask"}),
+        ("full_prefix_no_slots", {"mask", "slots.kind", "slots.count"}),
+        ("causal", {"mask"}),
+        ("causal_after", {"mask", "slots.position"}),
+        ("causal_no_slots", {"mask", "slots.kind", "slots.count"}),
     ],
 )
 @pytest.mark.parametrize("base", list(BASES))

@@ -153,7 +153,7 @@ class _Reader:
         values = {
             "tokens": features.tokens,
             "own_depth": features.depth,
-            "true_depth": torch.stack([_true_depth(scene, processor, grid) for scene in scenes]),
+            "true_depth": torch.stack([cell_depth(scene, processor, grid) for scene in scenes]),
             "cells": torch.stack([_cells(scene, processor, grid) for scene in scenes]),
             "objects": torch.from_numpy(np.stack([_objects(scene) for scene in scenes])),
         }
@@ -211,7 +211,7 @@ def _objects(scene: Scene) -> Float[np.ndarray, "m 8"]:
     return object_table(scene, view0_from_world(first, scene.floor_z))
 
 
-def _true_depth(
+def cell_depth(
     scene: Scene, processor: StillroomProcessor, grid: int
 ) -> Float[Tensor, "v grid grid"]:
     """Mean measured depth per cell, in the crop that the encoder sees; 0 where unmeasured."""

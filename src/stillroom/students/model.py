@@ -323,13 +323,14 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             [self.prompt(ids) for ids in questions],
             visibility=self.config.visibility,
             max_new_tokens=max_new_tokens or self.config.max_answer_tokens,
-            eos_id=self._eos,
+            eos_id=self.eos_id,
             choices=choices,
         )
         return [decoded.ids for decoded in said]
 
     @property
-    def _eos(self) -> int:
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
         eos = self.config.eos_token_id
         return int(eos[0] if isinstance(eos, list) else eos or 0)
 
