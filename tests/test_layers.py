@@ -13,8 +13,9 @@ STUDENTS = GROUND | {"text", "engine", "students"}
 TEACHERS = GROUND | {"text", "engine", "training", "scenes", "teachers"}
 EVALUATE = SCENES | {"text", "evaluate", "verify"}
 DISTILL = STUDENTS | TEACHERS | {"distill"}
-TOP = {"recipes", "registry", "api", "asking", "console", "demo", "cli", "verify", "testing"}
-EVERYTHING = DISTILL | EVALUATE | TOP
+BENCH = DISTILL | EVALUATE | {"recipes", "bench"}
+TOP = {"registry", "api", "asking", "console", "demo", "cli", "cli_bench", "verify", "testing"}
+EVERYTHING = BENCH | TOP
 
 #: part -> parts it may import. A part may always import itself.
 MAY_IMPORT = {
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     "evaluate": EVALUATE,
     "distill": DISTILL,
     "recipes": DISTILL,
+    "bench": BENCH,
     "testing": DISTILL,
     "console": set(),
     "registry": EVERYTHING,
@@ -37,6 +39,7 @@ MAY_IMPORT = {
     "asking": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
+    "cli_bench": EVERYTHING,
     "lmms_eval_plugin": EVERYTHING,
     "__init__": {"records", "api"},
     "__main__": {"cli"},
@@ -75,7 +78,8 @@ def test_a_file_imports_only_from_the_floors_below(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["records", "geometry", "text", "scenes", "cli", "api", "asking", "registry"]
+    "part",
+    ["records", "geometry", "text", "scenes", "cli", "cli_bench", "api", "asking", "registry"],
 )
 def test_a_part_without_torch_imports_no_torch_at_module_level(part: str) -> None:
     for file in FILES:

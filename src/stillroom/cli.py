@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from stillroom import __version__
+from stillroom import __version__, cli_bench
 from stillroom.console import process_number, progress_bar
 from stillroom.records import BadInputError
 from stillroom.teachers.options import TeacherOptions
@@ -51,6 +51,8 @@ models
   distill            train a student on a teacher's labels (RECIPE)
 results
   evaluate           score a model against truth and teacher, with intervals
+  ablate             train and compare the arms of table2, table3 or slots
+  probe              what can be read from a student's slots, and where they look
   ask                ask a model about a folder of photos
   params             parameters of a recipe's student, counted without allocating
   verify             a port or a scorer against recorded outputs
@@ -730,6 +732,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "labels": labels,
     "distill": distill,
     "evaluate": evaluate,
+    "ablate": cli_bench.ablate,
+    "probe": cli_bench.probe,
     "ask": ask,
     "params": params,
     "verify": verify,

@@ -21,7 +21,7 @@ from stillroom.records import View
 
 INK, FAINT, GRID = "#24292e", "#6b7280", "#e4e1da"
 COLOURS = ("#1f6f8b", "#c2702b", "#6a8f3c", "#8a5a9e", "#b2453f", "#4c5d73", "#a38a2c", "#3d9a8b")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.edgecolor": FAINT,
@@ -53,7 +53,7 @@ def photo(rgb: UInt8[np.ndarray, "h w 3"]) -> str:
         image = image.resize((width, _PHOTO_HEIGHT), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     image.save(sink, format="JPEG", quality=88)
-    return _address("image/jpeg", sink.getvalue())
+    return address_of("image/jpeg", sink.getvalue())
 
 
 def depth_figure(
@@ -80,7 +80,7 @@ def depth_figure(
     near, far = np.percentile(known, [1, 99])
     spread = max(0.05, float(np.nanpercentile([_p95(t, p) for t, p in maps], 75)))
     aspect = maps[0][0].shape[0] / maps[0][0].shape[1]
-    with rc_context({**_STYLE, "axes.grid": False}):
+    with rc_context({**STYLE, "axes.grid": False}):
         size = 1.55
         figure = Figure(
             figsize=(size * len(columns) + 1.1, 4 * size * aspect + 0.3), layout="constrained"
@@ -128,7 +128,7 @@ def training_figure(log: Path) -> str | None:
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.6 * len(panels), 2.9), layout="constrained")
         for axis, (title, curves, mark) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
@@ -136,7 +136,7 @@ def training_figure(log: Path) -> str | None:
             _curves(axis, title, curves, mark)
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None})
-    return _address("image/svg+xml", sink.getvalue())
+    return address_of("image/svg+xml", sink.getvalue())
 
 
 def _curves(axis: Axes, title: str, curves: Mapping[str, tuple[Any, Any]], mark: str) -> None:
@@ -218,8 +218,9 @@ def _jpeg(figure: Figure) -> str:
     """Photos and smooth maps: a tenth of a PNG, and the few words stay sharp enough."""
     sink = io.BytesIO()
     figure.savefig(sink, format="jpeg", dpi=130, pil_kwargs={"quality": 90})
-    return _address("image/jpeg", sink.getvalue())
+    return address_of("image/jpeg", sink.getvalue())
 
 
-def _address(kind: str, data: bytes) -> str:
+def address_of(kind: str, data: bytes) -> str:
+    """A file as a ``data:`` address."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
