@@ -616,6 +616,8 @@ def ask(words: Sequence[str]) -> int:
         *,
         boxes: bool = False,
         depth: bool = False,
+        diagnose: bool = False,
+        control_photos: Path | None = None,
         out: Path = Path("depth"),
         json: bool = False,
     ) -> dict[str, Any]:
@@ -628,6 +630,9 @@ def ask(words: Sequence[str]) -> int:
             boxes: Also list the things found, in metres right, forward and up from the floor below
                 the first photo's camera.
             depth: Also write how deep each photo is: NAME.npy in metres, NAME.png to look at.
+            diagnose: Also read the slots out: their likeliest token, beside random slots and other
+                photos. A probe, not an explanation.
+            control_photos: With --diagnose: the other photos; default is a made room.
             out: Folder for what --depth writes.
             json: Print one JSON object.
         """
@@ -638,14 +643,18 @@ def ask(words: Sequence[str]) -> int:
     given = _parse(options, words, "ask")
     as_json, out = given.pop("json"), given.pop("out")
     boxes, depth = given["boxes"], given["depth"]
+    others = given.pop("control_photos")
+    given["control"] = None if others is None else api.open_photos(others)
     said = asking.reply(given.pop("model"), api.open_photos(given.pop("photos")), **given)
     written = asking.write_depth(said, out) if depth else []
     if as_json:
         record: dict[str, Any] = {"question": said.question, "answer": said.answer}
         record |= {"boxes": asking.box_rows(said.geometry), "frame": "view0"} if boxes else {}
+        record |= {"diagnosis": asking.diagnosis_record(said.diagnosis)} if said.diagnosis else {}
         _say(json.dumps(record | ({"depth": written} if depth else {})))
         return 0
     lines = [said.answer, *(asking.box_lines(said.geometry) if boxes else [])]
+    lines += asking.diagnosis_lines(said.diagnosis) if said.diagnosis else []
     _say("\n".join([*lines, *asking.depth_lines(written)]))
     return 0
 

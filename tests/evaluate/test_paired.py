@@ -59,7 +59,7 @@ def test_no_difference_at_all_has_p_1() -> None:
     same = {0: figure(0.5, np.full(2000, 0.5))}
     found = difference(same, same, rng=rng())
     assert found is not None
-    assert (found.value, found.p, found.detectable) == (0.0, 1.0, 0.0)
+    assert (found.value, found.p, found.detectable) == (0.0, 1.0, None)
 
 
 def test_what_can_be_seen_is_2_8_standard_errors_of_a_bell() -> None:
@@ -70,7 +70,7 @@ def test_what_can_be_seen_is_2_8_standard_errors_of_a_bell() -> None:
     assert found.detectable == pytest.approx((1.96 + 0.8416) * 0.01, rel=0.01)
 
 
-def trial(seed: int, *, effect: float) -> tuple[float, float, float, float]:
+def trial(seed: int, *, effect: float) -> tuple[float, float, float, float | None]:
     """Two arms of three seeds on 40 scenes of 12 questions, whose truth differs by ``effect``."""
     draw = rng(seed)
     names = [f"s{n:02d}" for n in range(40)]

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stillroom.bench.ablation_table import LEAST_SEEDS, PLATEAU_WINDOW, WHOLE
-from stillroom.bench.tables import Table, number, points, probability, share
+from stillroom.bench.tables import Table, number, points, probability, seen_from, share
 from stillroom.evaluate.report import html_page
 from stillroom.evaluate.report_figures import COLOURS, FAINT, STYLE, address_of
 from stillroom.evaluate.report_tables import meta_table
@@ -111,8 +111,8 @@ def findings(record: Mapping[str, Any]) -> list[str]:
 def _sentence(one: str, other: str, found: Mapping[str, Any]) -> str:
     return (
         f"{one} against {other}: {points(found)} points, p {probability(found['p'])} "
-        f"({probability(found['p_holm'])} after Holm): {found['verdict']}; "
-        f"{100 * found['detectable']:.1f} points would have been seen."
+        f"({probability(found['p_holm'])} after Holm): {found['verdict']}"
+        + ("." if found["detectable"] is None else f"; {seen_from(found)} points would be seen.")
     )
 
 
@@ -140,7 +140,7 @@ def score_table(record: Mapping[str, Any]) -> Table:
 
 
 def difference_table(record: Mapping[str, Any]) -> Table:
-    """Every arm less the base arm, overall."""
+    """Every arm minus the base arm, overall."""
     rows = []
     for name, row in record["arms"].items():
         found = row.get("difference", {})
@@ -154,7 +154,7 @@ def difference_table(record: Mapping[str, Any]) -> Table:
                 points(overall),
                 probability(overall["p"]),
                 probability(overall["p_holm"]),
-                f"{100 * overall['detectable']:.1f}",
+                seen_from(overall),
                 overall["verdict"],
                 "-"
                 if ce is None
@@ -163,14 +163,14 @@ def difference_table(record: Mapping[str, Any]) -> Table:
         )
     head = ["arm", "points", "p", "p (Holm)", "would have been seen", "verdict", "answer CE"]
     note = (
-        f"Less {record['base']}, paired by scene and seed, in percentage points. p: "
+        f"Minus {record['base']}, paired by scene and seed, in percentage points. p: "
         f"{record['meta']['p']}. Would have been seen: {record['meta']['detectable']}."
     )
     return Table(title=f"Against {record['base']}", note=note, head=head, rows=rows)
 
 
 def family_table(record: Mapping[str, Any]) -> Table:
-    """Every arm less the base arm, family by family."""
+    """Every arm minus the base arm, family by family."""
     families = [f for f in FAMILIES if _has(record, "score", f)]
     rows = []
     for name, row in record["arms"].items():
@@ -178,7 +178,7 @@ def family_table(record: Mapping[str, Any]) -> Table:
         if found:
             cells = [
                 f"{points(found[f])}, p {probability(found[f]['p_holm'])}, seen from "
-                f"{100 * found[f]['detectable']:.1f}"
+                f"{seen_from(found[f])}"
                 if f in found
                 else "-"
                 for f in families
@@ -197,7 +197,7 @@ def pair_table(record: Mapping[str, Any]) -> Table:
             points(found),
             probability(found["p"]),
             probability(found["p_holm"]),
-            f"{100 * found['detectable']:.1f}",
+            seen_from(found),
             found["verdict"],
         ]
         for name, pair in record["pairs"].items()
@@ -279,14 +279,14 @@ def plot(record: Mapping[str, Any]) -> bytes | None:
             left.plot(seeds, [place] * len(seeds), "|", color=FAINT, markersize=7)
             away = row.get("difference", {}).get("score", {}).get("overall")
             if away is not None:
-                span = 100 * away["detectable"]
+                span = 100 * (away["detectable"] or 0.0)
                 right.barh(place, 2 * span, left=-span, height=0.62, color="#ebe8e1", zorder=0)
                 _whisker(right, place, away, colour)
         right.axvline(0, color=FAINT, linewidth=0.8)
         left.set_yticks(range(len(names)), names)
         left.invert_yaxis()
         left.set(title="right answers, %", xlabel="overall; bars 95 %, ticks single seeds")
-        right.set(title=f"less {record['base']}, points", xlabel="grey: would not have been seen")
+        right.set(title=f"minus {record['base']}, points", xlabel="grey: would not have been seen")
         sink = io.BytesIO()
         figure.savefig(sink, format="png", dpi=130, metadata={"Software": None})
     return sink.getvalue()

@@ -336,6 +336,8 @@ def _judged(
 
 def verdict(found: Difference, p: float, measure: str, share: float | None) -> str:
     """What a difference may be called; ``share`` is where the base arm stands of its plateau."""
+    if found.detectable is None:
+        return "no item differs"
     if found.seeds < LEAST_SEEDS:
         return f"too few seeds to say ({found.seeds})"
     if p < LEVEL:

@@ -71,6 +71,11 @@ def points(found: Mapping[str, Any] | None) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def seen_from(found: Mapping[str, Any]) -> str:
+    """The smallest difference that would have been seen, in percentage points."""
+    return "-" if found["detectable"] is None else f"{100 * found['detectable']:.1f}"
+
+
 def probability(p: float) -> str:
     """A p-value with as many digits as it means something."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -55,14 +55,15 @@ class Spread:
 class Difference:
     """An arm's figure less another's, paired by scene and by seed.
 
-    ``detectable`` is the smallest true difference that would have been seen: see ``DETECTABLE``.
+    ``detectable`` is the smallest true difference that would have been seen: see ``DETECTABLE``;
+    None where nothing differs, in no scene and no seed: then nothing tells what would have.
     """
 
     value: float
     low: float
     high: float
     p: float
-    detectable: float
+    detectable: float | None
     seeds: int
 
 
@@ -116,7 +117,9 @@ def difference(
         low=low,
         high=high,
         p=min(1.0, 2 * (beyond + 1) / (count + 1)),
-        detectable=float(np.quantile(np.abs(off), 0.95) + np.quantile(off, 0.80)),
+        detectable=float(np.quantile(np.abs(off), 0.95) + np.quantile(off, 0.80))
+        if draws.any()
+        else None,
         seeds=len(shared),
     )
 
