@@ -624,6 +624,36 @@ def ablate(
     return ablation.ablate(asked, meta=run_meta(time.monotonic()), progress=progress)
 
 
+def probe(
+    checkpoint: str,
+    scenes: Path | str,
+    *,
+    out: Path | str,
+    split: str = "test",
+    limit: int = 300,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fit linear probes to a student's slot states; what ``OUT/PROBE.json`` holds."""
+    from stillroom import registry
+    from stillroom.bench import probe as probing
+
+    kind, where = registry.kind_of(checkpoint)
+    if kind != "student":
+        raise BadInputError(f"{checkpoint!r} has no slots; name a student")
+    asked = probing.ProbeConfig(
+        name=checkpoint,
+        checkpoint=registry.locate(where),
+        revision=str(registry.describe(checkpoint)["revision"]),
+        scenes=Path(scenes),
+        out=Path(out),
+        split=split,
+        limit=limit,
+        seed=seed,
+    )
+    return probing.probe(asked, meta=run_meta(time.monotonic()), progress=progress)
+
+
 def open_scene(model: str, photos: Path | str) -> StudentSession:
     """A session of a student on a folder of photos: ``.ask("...")`` from there on."""
     from stillroom import registry

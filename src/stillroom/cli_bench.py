@@ -88,4 +88,44 @@ def ablate(words: Sequence[str]) -> int:
 
 def probe(words: Sequence[str]) -> int:
     """Look into slots."""
-    raise NotImplementedError
+
+    def options(
+        checkpoint: Positional[Checkpoint],
+        scenes: Positional[Folder],
+        /,
+        *,
+        out: Path,
+        split: Literal["val", "test", "shifted"] = "test",
+        limit: int = 300,
+        seed: int = 0,
+        json: bool = False,
+    ) -> dict[str, Any]:
+        """Fit linear probes to a student's slot states and draw where its slots look.
+
+        Probes learn from the scenes of the split train. The same command goes on where it stopped.
+
+        Args:
+            checkpoint: student_mini, a student's folder, or a hub id; it has slots.
+            scenes: Store of made rooms.
+            out: Folder for PROBE.json, PROBE.html and the pictures.
+            split: Scenes that the probes are scored on.
+            limit: At most so many scenes to learn from, and as many to score.
+            seed: Control targets, random slots and the scenes shown are drawn from it.
+            json: Print what PROBE.json holds.
+        """
+        return locals()
+
+    from stillroom import api, cli
+
+    given = cli._parse(options, words, "probe")
+    as_json = given.pop("json")
+    with progress_bar("reading slots") as progress:
+        record = api.probe(**given, progress=progress)
+    if as_json:
+        cli._say(json.dumps(record))
+    else:
+        from stillroom.bench.probe_report import best_table
+
+        cli._say(best_table(record).markdown())
+        cli._say(str(given["out"] / "PROBE.html"))
+    return 0

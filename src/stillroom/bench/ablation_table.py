@@ -130,7 +130,9 @@ def _rows(suite: Suite, homes: Mapping[tuple[str, int], Path]) -> dict[str, Row]
         seeds = sorted(seed for arm_name, seed in homes if arm_name == name)
         kinds = [STUDENT, *(k for k in arm.interventions if k in _kinds(tables, name, seeds))]
         for kind in kinds if seeds else ():
-            figures, counts, facts = {}, {}, {}
+            figures: dict[int, Figures] = {}
+            facts: dict[int, Mapping[str, Any]] = {}
+            counts: Mapping[str, Mapping[str, int]] = {}
             for seed in seeds:
                 table, home = tables[name, seed], homes[name, seed]
                 if _asked(table) != asked:

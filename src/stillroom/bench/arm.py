@@ -161,16 +161,17 @@ def _judge(job: ArmJob, progress: Progress | None) -> dict[str, Any]:
     store, labels = open_store(job.scenes), open_labels(job.teacher_labels)
     scene_ids = asked_scenes(store, job.split, job.limit)
     student = RememberingAnswerer(StudentAnswerer.from_folder(job.home / "run" / "student"))
-    rows: dict[str, Answerer] = {
-        "teacher": RecordedAnswers(labels.answers()),
-        STUDENT: student,
-    }
-    changed = {
+    changed: dict[str, Intervened] = {
         kind: Intervened(student, kind, store, scene_ids, seed=job.seed)
         for kind in job.interventions
     }
+    rows: dict[str, Answerer] = {
+        "teacher": RecordedAnswers(labels.answers()),
+        STUDENT: student,
+        **changed,
+    }
     results = evaluate(
-        {**rows, **changed},
+        rows,
         store,
         split=job.split,
         out=job.home / "evaluation",
@@ -207,7 +208,7 @@ def _judge(job: ArmJob, progress: Progress | None) -> dict[str, Any]:
 
 def _measure(
     student: RememberingAnswerer,
-    changed: Mapping[Intervention, Intervened],
+    changed: Mapping[str, Intervened],
     store: SceneStore,
     scene_ids: Sequence[str],
     labels: LabelStore,

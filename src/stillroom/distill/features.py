@@ -154,7 +154,7 @@ class _Reader:
             "tokens": features.tokens,
             "own_depth": features.depth,
             "true_depth": torch.stack([cell_depth(scene, processor, grid) for scene in scenes]),
-            "cells": torch.stack([_cells(scene, processor, grid) for scene in scenes]),
+            "cells": torch.stack([cell_ids(scene, processor, grid) for scene in scenes]),
             "objects": torch.from_numpy(np.stack([_objects(scene) for scene in scenes])),
         }
         read = {name: value.to("cpu", torch.float16).numpy() for name, value in values.items()}
@@ -193,7 +193,8 @@ def _fill(reader: _Reader, scene_ids: Sequence[str], home: Path, progress: Progr
             progress(start + len(chosen), len(scene_ids))
 
 
-def _cells(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:
+def cell_ids(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:
+    """object_id of what each cell of the encoder's crop shows; 0 for walls, floor, the unknown."""
     shown = [
         np.zeros(view.rgb.shape[:2], np.float32)
         if view.instances is None
