@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stillroom.bench.linear_probe import ProbeTask, control_targets, probe_task
+from stillroom.bench.linear_probe import ProbeTask, _Decomposed, control_targets, probe_task
 from stillroom.evaluate.intervals import Resampler
 
 RNG = np.random.default_rng(0)
@@ -82,3 +82,14 @@ def test_control_targets_are_fixed_by_kind_and_look_like_the_real_ones() -> None
     assert (control != control_targets(list(range(1200)), targets, TRAIN, seed=1)).any()
     by_kind = control_targets(KINDS.tolist(), targets, TRAIN, seed=0)
     assert all(len(set(by_kind[kind == KINDS])) == 1 for kind in range(12))
+
+
+@pytest.mark.parametrize("width", [8, 60])
+def test_ridge_is_the_closed_form_whichever_side_is_shorter(width: int) -> None:
+    states = RNG.normal(size=(30, width)).astype(np.float32)
+    targets = RNG.normal(size=(30, 2))
+    brought = (states - states.mean(0)) / states.std(0)
+    square = brought.T @ brought / 30 + 0.5 * np.eye(width)
+    wanted = np.linalg.solve(square, brought.T @ (targets - targets.mean(0)) / 30)
+    said = _Decomposed(states).solve(targets, 0.5)(states)
+    np.testing.assert_allclose(said, brought @ wanted + targets.mean(0), atol=1e-6)

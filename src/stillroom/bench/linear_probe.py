@@ -186,7 +186,10 @@ class _Decomposed:
         self._mean, self._scale = states.mean(axis=0), states.std(axis=0)
         self._scale = np.where(self._scale > 1e-6, self._scale, np.inf)  # what never varies is out
         self._states = self._brought(states)
-        self._values, self._vectors = np.linalg.eigh(self._states.T @ self._states / len(states))
+        # Whichever side is shorter: channels, or questions.
+        self._dual = len(states) < states.shape[1]
+        square = self._states @ self._states.T if self._dual else self._states.T @ self._states
+        self._values, self._vectors = np.linalg.eigh(square / len(states))
 
     def _brought(self, states: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
         return (states.astype(np.float64) - self._mean) / self._scale
@@ -194,8 +197,10 @@ class _Decomposed:
     def solve(
         self, targets: Float[np.ndarray, "n k"], penalty: float
     ) -> Callable[[Float[np.ndarray, "m d"]], Float[np.ndarray, "m k"]]:
+        """The ridge regression's map from states to targets."""
         middle = targets.mean(axis=0)
-        pulled = self._states.T @ (targets - middle) / len(targets)
-        shrunk = (self._vectors.T @ pulled) / (self._values[:, None] + penalty)
-        weights = self._vectors @ shrunk
+        off = (targets - middle) / len(targets)
+        pulled = off if self._dual else self._states.T @ off
+        weights = self._vectors @ (self._vectors.T @ pulled / (self._values[:, None] + penalty))
+        weights = self._states.T @ weights if self._dual else weights
         return lambda states: self._brought(states) @ weights + middle
