@@ -141,7 +141,7 @@ def ablate(
 
         def write() -> dict[str, Any]:
             record = ablation_record(
-                asked.chosen,
+                asked.suite,
                 {(job.arm, job.seed): job.home for job in jobs if read_arm(job.home) is not None},
                 meta={**meta, **_about(asked, store)},
                 skipped=skipped,

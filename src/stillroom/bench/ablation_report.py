@@ -48,7 +48,7 @@ def tables(record: Mapping[str, Any]) -> list[Table]:
 def markdown(record: Mapping[str, Any]) -> str:
     """The whole of it as one page of text."""
     meta = record["meta"]
-    parts = [f"# {record['suite']}\n", f"{lead(record)}\n"]
+    parts = [f"# {record['title']}\n", f"{lead(record)}\n"]
     parts += [f"- {sentence}" for sentence in findings(record)]
     parts[-1] += "\n"
     parts += [text for table in tables(record) if (text := table.markdown())]
@@ -253,7 +253,7 @@ def _page(record: Mapping[str, Any], picture: bytes | None) -> bytes:
         for number, table in enumerate(tables(record))
     ]
     sections.append(("making", "How this was made", meta_table(record["meta"])))
-    return html_page(record["suite"], escape(lead(record)), sections).encode()
+    return html_page(record["title"], escape(lead(record)), sections).encode()
 
 
 def plot(record: Mapping[str, Any]) -> bytes | None:

@@ -23,7 +23,7 @@ from stillroom.evaluate.paired import (
     holm,
     over_seeds,
 )
-from stillroom.recipes.ablations import Suite
+from stillroom.recipes.ablations import SUITES, Suite, SuiteName
 from stillroom.records import FAMILIES, BadInputError
 
 #: Fewer seeds than this claim nothing about an arm.
@@ -60,7 +60,7 @@ class Row:
 
 
 def ablation_record(
-    suite: Suite,
+    name: SuiteName,
     homes: Mapping[tuple[str, int], Path],
     *,
     meta: Mapping[str, Any],
@@ -69,18 +69,19 @@ def ablation_record(
     plateau: float | None,
 ) -> dict[str, Any]:
     """What ``ABLATION.json`` holds. ``homes`` are the folders of finished arms by arm and seed."""
+    suite = SUITES[name]
     rows = _rows(suite, homes)
     base = rows.get(suite.base)
     share = None
     if base is not None and plateau is not None and "overall" in _groups(base, "score"):
         share = _over(base, "score", "overall").value / plateau
-    arms = {name: _row_record(row) for name, row in rows.items()}
+    arms = {arm: _row_record(row) for arm, row in rows.items()}
     against: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, row in rows.items():
-        if base is not None and name != suite.base:
-            against[name] = _differences(row, base)
-    for name, found in _judged(against, share).items():
-        arms[name]["difference"] = found
+    for arm, row in rows.items():
+        if base is not None and arm != suite.base:
+            against[arm] = _differences(row, base)
+    for arm, found in _judged(against, share).items():
+        arms[arm]["difference"] = found
     pairs = {
         f"{one} - {other}": _differences(rows[one], rows[other])
         for one, other in suite.pairs
@@ -89,7 +90,8 @@ def ablation_record(
     record: dict[str, Any] = {
         "kind": "ablation",
         "version": 1,
-        "suite": suite.title,
+        "suite": name,
+        "title": suite.title,
         "base": suite.base,
         "plateau": None
         if plateau is None

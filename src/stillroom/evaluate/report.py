@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.evaluate import report_sections as part
 from stillroom.evaluate import report_tables as tables
 from stillroom.evaluate.items import ItemStore
+from stillroom.evaluate.report_cases import cases_section
 from stillroom.evaluate.report_tables import interval, percent
 from stillroom.evaluate.suites.report import html_table
 from stillroom.records import Answerer
@@ -45,6 +46,7 @@ def write_report(
         ("text", "Descriptions", part.text_section(results)),
         ("training", "Training", part.training_section(log)),
         ("answers", "Questions and answers", part.answers_section(items, store)),
+        ("cases", "Best, median and worst", _cases(results, items, store)),
         ("depth", "Depth", part.depth_section(results, items, store, ItemStore(out), student)),
         ("capture", "A real capture", part.capture_section(capture)),
         ("making", "How this was made", tables.meta_table(results["meta"])),
@@ -53,6 +55,11 @@ def write_report(
     path = out / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _cases(results: Mapping[str, Any], items: part.Items, store: SceneStore | None) -> str:
+    student, teacher = (items.rows.get(name, {}) for name in ("student", "teacher"))
+    return cases_section(results, student, teacher, store) if teacher else ""
 
 
 def html_page(
