@@ -237,11 +237,12 @@ def test_an_arm_that_diverges_is_named_and_the_others_stay(
 
 
 def test_table2_trains_on_truth_and_on_the_other_encoder(world: Path, tmp_path: Path) -> None:
-    chosen = ("truth", "no_objects", "static_weights", "no_detection")
+    chosen = ("truth", "no_objects", "static_weights", "no_detection", "no_feature")
     plan = asked(world, tmp_path / "out", suite="table2", arms=chosen, seeds=1, limit=2)
     without = ablate(plan, meta={})
     assert "no such encoder was given" in without["skipped"]["no_objects"]
     assert "the same without it" in without["skipped"]["no_detection"]
+    assert "the labels hold no scene_features" in without["skipped"]["no_feature"]
     assert list(without["arms"]) == ["all", "static_weights", "truth"]
     settings = json.loads((tmp_path / "out/arms/truth/seed0/run/settings.json").read_text())
     assert settings["settings"]["labels"]["teacher"]["name"] == "truth"

@@ -162,6 +162,7 @@ def _arms(asked: Ablation) -> tuple[dict[str, str], dict[str, Arm]]:
     """Arms that are left out, with the reason, and those that run."""
     suite, skipped, arms = asked.chosen, dict[str, str](), dict[str, Arm]()
     reference = suite.arms[suite.base].config(asked.base)
+    signals = open_labels(asked.labels).settings["signals"]
     for name, arm in suite.arms.items():
         if asked.arms and name not in (*asked.arms, suite.base):
             continue
@@ -171,6 +172,8 @@ def _arms(asked: Ablation) -> tuple[dict[str, str], dict[str, Arm]]:
                 "no such encoder was given (--no-objects-encoder, made by 'stillroom "
                 "pretrain-encoder mini_cpu_no_objects')"
             )
+        elif arm.needs and arm.needs not in signals:
+            skipped[name] = f"the labels hold no {arm.needs}: no arm learns from them"
         elif name != suite.base and config == reference and not _otherwise(arm):
             skipped[name] = f"the recipe {asked.recipe} is the same without it"
         else:

@@ -135,6 +135,8 @@ class Arm:
     row: str = ""
     # Whose words it learns.
     labels: Literal["teacher", "truth"] = "teacher"
+    # Of the label store, the signal without which its row would be the base's.
+    needs: str = ""
     # On the encoder that was pretrained without object targets, which the command is given.
     no_objects: bool = False
     # Asked again with these in place of what its slots hold.
@@ -204,7 +206,7 @@ SUITES: Mapping[SuiteName, Suite] = {
             "no_depth": Arm(title="no depth", row="no_depth"),
             "no_spatial": Arm(title="no spatial", row="no_spatial"),
             "no_multi_view": Arm(title="no multi-view", row="no_multi_view"),
-            "no_feature": Arm(title="no feature", row="no_feature"),
+            "no_feature": Arm(title="no feature", row="no_feature", needs="scene_features"),
             "static_weights": Arm(title="static weights", row="static_weights"),
             "truth": Arm(
                 title="trained on truth, without a teacher", row="no_slots", labels="truth"
