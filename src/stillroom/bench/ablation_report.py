@@ -68,6 +68,9 @@ def lead(record: Mapping[str, Any]) -> str:
         f"{meta.get('questions', '?')} questions on {meta.get('scenes', '?')} scenes of the split "
         f"{meta.get('split', '?')!r}. Intervals are {meta['interval']}."
     )
+    taught = record.get("teacher", {}).get("overall")
+    if taught:
+        said += f" The teacher answers {100 * taught['score']:.1f} % right."
     if seeds < LEAST_SEEDS:
         said += f" Fewer than {LEAST_SEEDS} seeds: nothing here is a claim about an arm."
     return said + f" {plateau_sentence(record)}"

@@ -107,6 +107,8 @@ def ablation_record(
         "failed": dict(failed),
         "meta": {
             **meta,
+            # Training and asking of all arms, whenever that was.
+            "seconds": round(sum(_seconds(row) for row in rows.values()), 1),
             "seeds": sorted({seed for _, seed in homes}),
             "measures": dict(MEASURES),
             "interval": INTERVAL,
@@ -171,6 +173,14 @@ def _asked(table: pa.Table) -> list[str]:
 def _facts(arm: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("steps", "best_step", "seconds", "asked_seconds", "parameters", "validation")
     return {name: arm[name] for name in kept if name in arm}
+
+
+def _seconds(row: Row) -> float:
+    return sum(
+        float(facts.get(name, 0.0))
+        for facts in row.facts.values()
+        for name in ("seconds", "asked_seconds")
+    )
 
 
 def _figures(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ def probe(
         BadInputError: a student without slots, scenes without known things, or ``out`` holds
             something else.
     """
+    started = time.monotonic()
     store = open_store(asked.scenes)
     splits = _splits(asked, store)
     settings = {
@@ -135,6 +137,7 @@ def probe(
         "attention": attention,
         "meta": {
             **meta,
+            "seconds": round(time.monotonic() - started, 1),
             "split": asked.split,
             "scenes": {name: len(ids) for name, ids in splits.items()},
             "questions": len(questions),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from conftest import PAIRS, tiny_images, tiny_rows, tiny_student
 
 from stillroom.engine.prefix import ScenePrefix
 from stillroom.records import BadInputError
@@ -21,6 +23,8 @@ from stillroom.students.probe import (
     slot_places,
 )
 
+#: Questions and answers as ids; answers end with <eos>.
+PAIRS = [([40, 41, 42], [50, 2]), ([43, 44], [51, 52, 2]), ([45] * 5, [53, 2])]
 QUESTIONS = [question for question, _ in PAIRS]
 ANSWERS = [answer for _, answer in PAIRS]
 LAYOUTS = [
@@ -30,19 +34,30 @@ LAYOUTS = [
 ]
 
 
-def opened(student: StillroomStudent, seed: int = 0) -> ScenePrefix:
-    with torch.no_grad():
-        return student.open_prefix(student.features(tiny_images(seed=seed)))
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def opened(make_images: Make) -> Make:
+    """The scene of a seed, read by a student."""
+
+    def open_scene(student: StillroomStudent, seed: int = 0) -> ScenePrefix:
+        with torch.no_grad():
+            return student.open_prefix(student.features(make_images(seed=seed)))
+
+    return open_scene
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: "-".join(one.values()))
-def test_states_and_answers_are_those_of_the_student_itself(layout: dict[str, str]) -> None:
-    student = tiny_student(**layout)
+def test_states_and_answers_are_those_of_the_student_itself(
+    layout: dict[str, str], make_student: Make, make_images: Make, make_rows: Make, opened: Make
+) -> None:
+    student = make_student(**layout)
     readings = read_questions(student, opened(student), QUESTIONS, answers=ANSWERS)
     with torch.no_grad():
-        vision = student.vision_tokens(student.features(tiny_images()))
+        vision = student.vision_tokens(student.features(make_images()))
     for reading, pair in zip(readings, PAIRS, strict=True):
-        packed = tiny_rows(student, [pair])
+        packed = make_rows(student, [pair])
         with torch.no_grad():
             states = student.packed_states(vision, packed, levels=(0, 1))
             logprobs = student.labelled_logits(states, packed).log_softmax(-1)
@@ -60,8 +75,10 @@ def test_states_and_answers_are_those_of_the_student_itself(layout: dict[str, st
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: "-".join(one.values()))
-def test_putting_back_what_was_there_changes_nothing(layout: dict[str, str]) -> None:
-    student = tiny_student(**layout)
+def test_putting_back_what_was_there_changes_nothing(
+    layout: dict[str, str], make_student: Make, opened: Make
+) -> None:
+    student = make_student(**layout)
     prefix = opened(student)
     readings = read_questions(student, prefix, QUESTIONS, answers=ANSWERS)
     own = [
@@ -81,9 +98,9 @@ def test_putting_back_what_was_there_changes_nothing(layout: dict[str, str]) -> 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: "-".join(one.values()))
 def test_other_states_at_the_slots_reach_the_answer_of_their_question_alone(
-    layout: dict[str, str],
+    layout: dict[str, str], make_student: Make, opened: Make
 ) -> None:
-    student = tiny_student(**layout)
+    student = make_student(**layout)
     prefix = opened(student)
     plain = read_questions(student, prefix, QUESTIONS, answers=ANSWERS)
     donors = read_questions(student, opened(student, seed=1), QUESTIONS)
@@ -97,8 +114,10 @@ def test_other_states_at_the_slots_reach_the_answer_of_their_question_alone(
     assert moved == [False, True, False]
 
 
-def test_what_is_put_at_the_slots_is_what_enters_the_layers() -> None:
-    student = tiny_student()
+def test_what_is_put_at_the_slots_is_what_enters_the_layers(
+    make_student: Make, opened: Make
+) -> None:
+    student = make_student()
     (donor,) = read_questions(student, opened(student, seed=1), QUESTIONS[:1])
     entered = []
     norms = [layer.input_layernorm for layer in decoder_layers(student.language_model)]
@@ -112,8 +131,8 @@ def test_what_is_put_at_the_slots_is_what_enters_the_layers() -> None:
         torch.testing.assert_close(states[donor.slots], level[donor.slots])
 
 
-def test_through_emptied_slots_nothing_passes() -> None:
-    student = tiny_student()
+def test_through_emptied_slots_nothing_passes(make_student: Make, opened: Make) -> None:
+    student = make_student()
     prefix = opened(student)
     drawn = random_slots(student, rng=np.random.default_rng(0))
     kept = [
@@ -128,8 +147,8 @@ def test_through_emptied_slots_nothing_passes() -> None:
     assert not torch.allclose(once.answer_logprobs, plain.answer_logprobs)
 
 
-def test_an_edit_ends_with_its_question() -> None:
-    student = tiny_student()
+def test_an_edit_ends_with_its_question(make_student: Make, opened: Make) -> None:
+    student = make_student()
     prefix = opened(student)
     before = student.answer_ids(prefix, QUESTIONS)
     empty = SlotEdit(states=lambda layer, states: torch.zeros_like(states))
@@ -137,8 +156,8 @@ def test_an_edit_ends_with_its_question() -> None:
     assert student.answer_ids(prefix, QUESTIONS) == before
 
 
-def test_attention_sums_to_one_with_what_is_not_vision() -> None:
-    student = tiny_student()
+def test_attention_sums_to_one_with_what_is_not_vision(make_student: Make, opened: Make) -> None:
+    student = make_student()
     prefix = opened(student)
     (reading,) = read_questions(student, prefix, QUESTIONS[:1], attention=True)
     assert reading.attention is not None
@@ -151,8 +170,10 @@ def test_attention_sums_to_one_with_what_is_not_vision() -> None:
     torch.testing.assert_close(reading.levels, plain.levels, rtol=0, atol=2e-5)
 
 
-def test_a_read_out_has_a_token_its_probability_and_the_entropy_of_all() -> None:
-    student = tiny_student()
+def test_a_read_out_has_a_token_its_probability_and_the_entropy_of_all(
+    make_student: Make, opened: Make
+) -> None:
+    student = make_student()
     prefix = opened(student)
     words = read_out(student, prefix, QUESTIONS[0])
     assert len(words) == 3
@@ -167,15 +188,15 @@ def test_a_read_out_has_a_token_its_probability_and_the_entropy_of_all() -> None
     assert [word.entropy for word in other] != [word.entropy for word in words]
 
 
-def test_random_slots_are_as_long_as_the_students_own() -> None:
-    student = tiny_student()
+def test_random_slots_are_as_long_as_the_students_own(make_student: Make) -> None:
+    student = make_student()
     drawn = random_slots(student, rng=np.random.default_rng(0))
     torch.testing.assert_close(drawn.norm(dim=1), student.slots().norm(dim=1))
     assert not torch.allclose(drawn, student.slots())
     assert torch.equal(drawn, random_slots(student, rng=np.random.default_rng(0)))
 
 
-def test_a_student_without_slots_is_refused_with_a_sentence() -> None:
+def test_a_student_without_slots_is_refused_with_a_sentence(make_student: Make) -> None:
     with pytest.raises(BadInputError, match="no slots"):
-        require_slots(tiny_student(slot_kind="none"), "here")
-    assert slot_places(tiny_student(slot_position="after"), [1, 2]) == slice(2, 5)
+        require_slots(make_student(slot_kind="none"), "here")
+    assert slot_places(make_student(slot_position="after"), [1, 2]) == slice(2, 5)
