@@ -73,16 +73,24 @@ def ablate(words: Sequence[str]) -> int:
     if given["recipe"] not in known:
         raise BadInputError(cli._unknown("recipe", given["recipe"], known))
     logging.getLogger("stillroom.bench").setLevel(logging.INFO)
+    left: list[int] = []
+
     with progress_bar(f"arms of {given['suite']}") as progress:
+
+        def watch(done: int, total: int) -> None:
+            left.append(total - done)
+            progress(done, total)
+
         record = api.ablate(
-            given.pop("suite"), split=given.pop("eval_split"), progress=progress, **given
+            given.pop("suite"), split=given.pop("eval_split"), progress=watch, **given
         )
     if as_json:
         cli._say(json.dumps(record))
     else:
         from stillroom.bench.ablation_report import findings
 
-        cli._say("\n".join([*findings(record), str(given["out"] / "ABLATION.html")]))
+        state = [] if left[0] else [f"{given['out']} was finished already"]
+        cli._say("\n".join([*state, *findings(record), str(given["out"] / "ABLATION.html")]))
     return 1 if record["failed"] else 0
 
 
@@ -119,6 +127,7 @@ def probe(words: Sequence[str]) -> int:
 
     given = cli._parse(options, words, "probe")
     as_json = given.pop("json")
+    finished = (given["out"] / "PROBE.json").is_file()
     with progress_bar("reading slots") as progress:
         record = api.probe(**given, progress=progress)
     if as_json:
@@ -126,6 +135,8 @@ def probe(words: Sequence[str]) -> int:
     else:
         from stillroom.bench.probe_report import best_table
 
+        if finished:
+            cli._say(f"{given['out']} was finished already")
         cli._say(best_table(record).markdown())
         cli._say(str(given["out"] / "PROBE.html"))
     return 0

@@ -44,7 +44,9 @@ def test_ablate_trains_compares_and_says_so(
     record = json.loads((out / "ABLATION.json").read_text())
     assert record["plateau"]["score"] == 0.9
     assert record["arms"]["k4"]["seeds"]["0"]["steps"] == 1
-    # Finished: read back, as JSON.
+    # Finished: read back, as it was and as JSON.
+    code, shown, _ = run(capsys, *words)
+    assert (code, shown.splitlines()) == (0, [f"{out} was finished already", *lines])
     code, shown, _ = run(capsys, *words, "--json")
     assert code == 0
     assert list(json.loads(shown)["arms"]) == ["k0", "k4", "k8"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from stillroom import api
 from stillroom.bench import probe as probing
 from stillroom.bench.probe import probed_questions
 from stillroom.records import FAMILIES, BadInputError
-from stillroom.scenes.store import open_store
+from stillroom.scenes.store import open_store, write_manifest, write_shard
+from stillroom.testing import tiny_questions, tiny_scene
 
 LEVELS = 4
 
@@ -129,6 +131,15 @@ def test_other_settings_and_what_cannot_be_probed_are_refused(
         with pytest.raises(BadInputError, match=sentence):
             api.probe(model, rooms, out=where, **how)
     assert not (tmp_path / "o").exists()
+
+
+def test_rooms_of_which_nothing_is_known_are_refused(tmp_path: Path) -> None:
+    scenes = [replace(tiny_scene(n, split=("train", "test")[n % 2]), objects=()) for n in range(4)]
+    write_manifest(tmp_path / "scenes", {"count": 4})
+    write_shard(tmp_path / "scenes", 0, scenes, [q for s in scenes for q in tiny_questions(s)])
+    with pytest.raises(BadInputError, match="knows of no two things that a question of split"):
+        api.probe("student_mini", tmp_path / "scenes", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_question_tells_the_distance_the_relation_and_the_kinds(rooms: Path) -> None:
