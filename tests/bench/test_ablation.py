@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from tiny_ablation import TINY
 
-from stillroom.bench import ablation as running
 from stillroom.bench import arm
+from stillroom.bench import side_by_side as running
 from stillroom.bench.ablation import Ablation, ablate, with_steps
 from stillroom.bench.arm import read_items
 from stillroom.recipes.ablations import SUITES

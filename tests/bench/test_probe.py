@@ -13,7 +13,7 @@ from PIL import Image
 
 from stillroom import api
 from stillroom.bench import probe as probing
-from stillroom.bench.probe import probed_questions
+from stillroom.bench.probe_tasks import probed_questions
 from stillroom.records import FAMILIES, BadInputError
 from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.testing import tiny_questions, tiny_scene

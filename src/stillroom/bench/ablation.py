@@ -9,39 +9,27 @@ same command goes on; more seeds or arms may be asked for later.
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
-import os
-import signal
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from stillroom.bench.ablation_report import write_report
 from stillroom.bench.ablation_table import ablation_record
-from stillroom.bench.arm import ArmJob, asked_scenes, read_arm, run_arm
+from stillroom.bench.arm import ArmJob, asked_scenes, read_arm
+from stillroom.bench.side_by_side import run_all
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import alone
 from stillroom.recipes.ablations import SUITES, Arm, Intervention, Suite, SuiteName
 from stillroom.records import BadInputError, content_hash
 from stillroom.scenes.store import SceneStore, open_store, write_atomically
 from stillroom.teachers.label import label_scenes
-from stillroom.teachers.label_run import threads_for, use_threads
+from stillroom.teachers.label_run import threads_for
 from stillroom.teachers.label_store import open_labels
 from stillroom.teachers.truth import TruthTeacher
-from stillroom.training.handed import TrainingDiverged
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-#: How often running arms are looked at [s].
-WATCH_S = 0.5
 RECORD_FILE = "ABLATION.json"
 
 
@@ -154,7 +142,7 @@ def ablate(
             write_report(record, asked.out)
             return record
 
-        _run_all(jobs, asked.processes, failed, write, progress)
+        run_all(jobs, asked.processes, failed, write, progress)
         return write()
 
 
@@ -327,106 +315,3 @@ def _about(asked: Ablation, store: SceneStore) -> dict[str, Any]:
         "questions": sum(len(store.questions(scene_id)) for scene_id in ids),
         "teacher": open_labels(asked.labels).settings["teacher"],
     }
-
-
-# Side by side. ----------------------------------------------------------------------------------
-
-
-def _run_all(
-    jobs: Sequence[ArmJob],
-    processes: int,
-    failed: dict[str, str],
-    ended: Callable[[], object],
-    progress: Progress | None,
-) -> None:
-    """Run the jobs that are not done; ``failed`` gets a reason for each that does not end well."""
-    left = [job for job in jobs if read_arm(job.home) is None]
-    done = len(jobs) - len(left)
-
-    def end(job: ArmJob, reason: str) -> None:
-        nonlocal done
-        done += not reason
-        if reason:
-            failed[job.name] = reason
-            logger.warning("%s failed: %s", job.name, reason)
-        ended()
-        if progress is not None:
-            progress(done, len(jobs))
-
-    if progress is not None:
-        progress(done, len(jobs))
-    if processes == 1:
-        for job in left:
-            end(job, _in_this_process(job))
-    else:
-        _side_by_side(left, processes, end)
-
-
-def _in_this_process(job: ArmJob) -> str:
-    """The reason why an arm failed; empty if it did not."""
-    try:
-        run_arm(job)
-    except (BadInputError, TrainingDiverged) as error:
-        return str(error)
-    return ""
-
-
-def _side_by_side(
-    jobs: Sequence[ArmJob], processes: int, end: Callable[[ArmJob, str], None]
-) -> None:
-    """Each job in a process of its own, so many at once; a crash of one leaves the others."""
-    context = multiprocessing.get_context("spawn")
-    waiting, running = list(jobs), list[tuple[ArmJob, BaseProcess, Connection]]()
-    threads = threads_for(processes)
-    try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                receiver, sender = context.Pipe(duplex=False)
-                job = waiting.pop(0)
-                process: BaseProcess = context.Process(
-                    target=_process, args=(job, threads, os.getpid(), sender), daemon=True
-                )
-                process.start()
-                sender.close()
-                running.append((job, process, receiver))
-            wait([process.sentinel for _, process, _ in running], timeout=WATCH_S)
-            for entry in [entry for entry in running if entry[1].exitcode is not None]:
-                running.remove(entry)
-                end(entry[0], _last_words(entry[1], entry[2]))
-    finally:
-        for _, process, _ in running:
-            process.terminate()
-            process.join()
-
-
-def _last_words(process: BaseProcess, receiver: Connection) -> str:
-    try:
-        if receiver.poll():
-            return str(receiver.recv())
-    except EOFError:
-        pass
-    if process.exitcode == 0:
-        return ""
-    return f"its process ended with {process.exitcode} (killed, or out of memory?)"
-
-
-def _process(job: ArmJob, threads: int, parent: int, sender: Connection) -> None:
-    """One arm in a process of its own. Leaves when its parent has died: it goes on next time."""
-    # Ctrl-C reaches the parent too, which ends its processes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    use_threads(threads)
-
-    def watch(done: int, total: int) -> None:
-        if os.getppid() != parent:
-            os._exit(1)
-
-    try:
-        run_arm(job, watch)
-    except (BadInputError, TrainingDiverged) as error:
-        sender.send(str(error))
-        raise SystemExit(1) from None
-    except Exception as error:
-        sys.stderr.write(traceback.format_exc())
-        sender.send(f"{type(error).__name__}: {error}")
-        raise SystemExit(1) from None

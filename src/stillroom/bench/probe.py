@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from stillroom.bench.linear_probe import ProbeTask, control_targets, probe_task
-from stillroom.bench.probe_report import AttentionPicture, write_report
-from stillroom.distill.features import cell_ids
-from stillroom.evaluate.baselines import right_option
+from stillroom.bench.linear_probe import probe_task
+from stillroom.bench.probe_report import write_report
+from stillroom.bench.probe_tasks import Probed, probe_tasks, probed_questions
+from stillroom.bench.slot_attention import slot_attention
 from stillroom.evaluate.intervals import DRAWS, Resampler
-from stillroom.records import FAMILIES, BadInputError, Question, Scene
+from stillroom.records import BadInputError, Question
 from stillroom.scenes.store import SceneStore, open_store, write_atomically
 from stillroom.students.probe import (
     PROBE_NOTE,
@@ -41,8 +41,6 @@ VERSION = 1
 RECORD_FILE = "PROBE.json"
 #: Scenes whose states are kept in one file: what a kill can cost.
 SCENES_PER_FILE = 8
-#: Scenes of the scored split whose attention is measured, and those of them that are drawn.
-ATTENTION_SCENES, PICTURES = 24, 3
 #: Slots side by side are read up to this width; beyond it their mean alone is.
 MOST_JOINED = 2048
 
@@ -81,19 +79,6 @@ class ProbeConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probed:
-    """A question with what its states might tell: see ``probed_questions``."""
-
-    question: Question
-    # Metres between the centres of the first two things it names.
-    distance: float
-    # The right answer as a word of relation, or its place where it names a thing.
-    relation: str
-    # Kinds of the first two things.
-    kinds: tuple[str, str]
-
-
 def probe(
     asked: ProbeConfig, *, meta: Mapping[str, Any], progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -126,7 +111,7 @@ def probe(
         one for scene_id in every for one in probed_questions(store.scene(scene_id), store)
     ]
     scores = _scores(files, questions, set(splits["train"]), asked)
-    attention, pictures = _attention(answerer, store, splits[asked.split], asked)
+    attention, pictures = slot_attention(answerer, store, splits[asked.split], seed=asked.seed)
     record = {
         "kind": "probe",
         "version": VERSION,
@@ -151,32 +136,6 @@ def probe(
     write_report(record, pictures, asked.out)
     _write_json(asked.out / RECORD_FILE, record)
     return record
-
-
-def probed_questions(scene: Scene, store: SceneStore) -> list[Probed]:
-    """The questions of the four families that name two known things, in the store's order."""
-    known = {thing.object_id: thing for thing in scene.objects}
-    found = []
-    for question in store.questions(scene.scene_id):
-        ids = question.object_ids
-        right = right_option(question)
-        if question.family not in FAMILIES or right is None or len(ids) < 2:
-            continue
-        if ids[0] not in known or ids[1] not in known:
-            continue
-        first, second = known[ids[0]], known[ids[1]]
-        names = {thing.name for thing in scene.objects}
-        found.append(
-            Probed(
-                question=question,
-                distance=float(np.linalg.norm(first.box.center - second.box.center)),
-                relation=f"option {right + 1}"
-                if names.intersection(question.options)
-                else question.answer,
-                kinds=(first.category, second.category),
-            )
-        )
-    return found
 
 
 def _splits(asked: ProbeConfig, store: SceneStore) -> dict[str, list[str]]:
@@ -289,53 +248,6 @@ def _over(
 # Scores. ----------------------------------------------------------------------------------------
 
 
-def probe_tasks(questions: Sequence[Probed], train: Sequence[bool], seed: int) -> list[ProbeTask]:
-    """Distance and kind over all questions, the right answer family by family."""
-    learnt = np.array(train)
-    places = np.arange(len(questions))
-    kinds = [one.kinds for one in questions]
-
-    def task(
-        name: str,
-        where: Int[np.ndarray, "m"],
-        values: Sequence[Any],
-        keys: Sequence[Any],
-        **more: str,
-    ) -> ProbeTask:
-        classes: tuple[str, ...] = ()
-        if isinstance(values[0], str):
-            # What training never saw can only be wrong.
-            classes = tuple(sorted(set(values)))
-            values = [classes.index(value) for value in values]
-        targets = np.array(values, dtype=np.float64)
-        return ProbeTask(
-            name=name,
-            classes=classes,
-            where=where,
-            targets=targets,
-            control=control_targets(keys, targets, learnt[where], seed),
-            **more,
-        )
-
-    found = [
-        task("distance", places, [one.distance for one in questions], kinds, unit="m"),
-        task("kind", places, [pair[0] for pair in kinds], [pair[0] for pair in kinds]),
-    ]
-    for family in FAMILIES:
-        chosen = [i for i, one in enumerate(questions) if one.question.family == family]
-        where = np.array(chosen, dtype=np.int64)
-        if len(where) and learnt[where].any() and not learnt[where].all():
-            found.append(
-                task(
-                    f"answer: {family}",
-                    where,
-                    [questions[i].relation for i in chosen],
-                    [kinds[i] for i in chosen],
-                )
-            )
-    return found
-
-
 def _scores(
     files: Sequence[Path], questions: Sequence[Probed], train: set[str], asked: ProbeConfig
 ) -> dict[str, Any]:
@@ -371,105 +283,6 @@ def _joined(files: Sequence[Path], name: str) -> Float[np.ndarray, "n levels d"]
             if name in held:
                 parts.append(held[name])
     return np.concatenate(parts) if parts else None
-
-
-# Attention. -------------------------------------------------------------------------------------
-
-
-def _attention(
-    answerer: StudentAnswerer, store: SceneStore, scene_ids: Sequence[str], asked: ProbeConfig
-) -> tuple[dict[str, Any] | None, list[AttentionPicture]]:
-    """Where slots look, over some scenes drawn by seed; None for a student of one vision token."""
-    config = answerer.student.config
-    if config.vision_pool == "mean":
-        return None, []
-    rng = np.random.default_rng(asked.seed)
-    drawn = rng.permutation(np.array(scene_ids)).tolist()[:ATTENTION_SCENES]
-    shares: list[Float[np.ndarray, "k cells"]] = []
-    looked: list[Float[np.ndarray, "k"]] = []
-    scenes: list[str] = []
-    pictures: list[AttentionPicture] = []
-    views = 0
-    for scene_id in drawn:
-        scene = store.scene(scene_id)
-        questions = [one.question for one in probed_questions(scene, store)]
-        if not questions:
-            continue
-        session = answerer.open(scene)
-        # Cells are counted photo by photo: scenes of as many as the first.
-        views = views or len(session.views)
-        if len(session.views) != views:
-            continue
-        ids = [session.processor.question_ids(question.prompt) for question in questions]
-        readings = read_questions(session.student, session.prefix, ids, attention=True)
-        shown = cell_ids(scene, session.processor, config.vision_grid).flatten().numpy()
-        for question, reading in zip(questions, readings, strict=True):
-            assert reading.attention is not None, "it was asked for"
-            seen = reading.attention.float().mean(dim=(0, 1)).cpu().numpy()  # [k cells]
-            shares.append(seen)
-            looked.append(_lift(seen, shown, question))
-            scenes.append(scene_id)
-        if len(pictures) < PICTURES:
-            first = shares[-len(questions)]
-            pictures.append(
-                AttentionPicture(
-                    scene_id=scene_id,
-                    question=questions[0].question,
-                    photos=[photo.rgb for photo in session.seen(scene).views],
-                    attention=first.reshape(len(first), views, config.vision_grid, -1),
-                )
-            )
-    if not shares:
-        return None, []
-    return _attention_record(shares, looked, scenes, views), pictures
-
-
-def _lift(
-    seen: Float[np.ndarray, "k cells"], shown: Int[np.ndarray, "cells"], question: Question
-) -> Float[np.ndarray, "k"]:
-    """Attention on the cells of the things named, as a multiple of what their area would get."""
-    named = np.isin(shown, question.object_ids)
-    if not named.any():
-        return np.full(len(seen), np.nan)
-    lift: Float[np.ndarray, "k"] = seen[:, named].sum(axis=1) / seen.sum(axis=1) / named.mean()
-    return lift
-
-
-def _attention_record(
-    shares: Sequence[Float[np.ndarray, "k cells"]],
-    looked: Sequence[Float[np.ndarray, "k"]],
-    scenes: Sequence[str],
-    views: int,
-) -> dict[str, Any]:
-    resampler = Resampler(scenes, rng=np.random.default_rng(0))
-    cells = shares[0].shape[1]
-    rows = []
-    for slot in range(len(shares[0])):
-        own = np.stack([seen[slot] for seen in shares])
-        mass = own.sum(axis=1)
-        spread = own / mass[:, None]
-        entropy = -(spread * np.log(np.maximum(spread, 1e-30))).sum(axis=1)
-        lift = np.array([one[slot] for one in looked])
-        named = np.isfinite(lift)
-        rows.append(
-            {
-                "slot": slot + 1,
-                "on_photos": asdict(resampler.mean(mass, scenes)),
-                "entropy_nats": float(entropy.mean()),
-                "by_photo": spread.reshape(len(own), views, -1).sum(axis=2).mean(axis=0).tolist(),
-                "on_things_named": asdict(
-                    resampler.mean(lift[named], [s for s, k in zip(scenes, named) if k])
-                )
-                if named.any()
-                else None,
-            }
-        )
-    return {
-        "slots": rows,
-        "questions": len(shares),
-        "scenes": len(set(scenes)),
-        "even_entropy_nats": float(np.log(cells)),
-    }
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:
