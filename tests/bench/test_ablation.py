@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,14 +259,23 @@ def test_table2_trains_on_truth_and_on_the_other_encoder(world: Path, tmp_path: 
 
 
 def test_two_at_a_time_and_one_that_fails_leaves_the_other(world: Path, tmp_path: Path) -> None:
-    plan = asked(world, tmp_path / "out", arms=("none",), seeds=1, processes=2)
+    plan = asked(world, tmp_path / "out", arms=("none", "filler"), seeds=1)
+    ablate(replace(plan, arms=("learned",)), meta={})
     # What a process finds in its way: where its run belongs lies a file.
     blocked = tmp_path / "out" / "arms" / "none" / "seed0"
-    ablate(replace(plan, arms=("learned",)), meta={})
     blocked.mkdir(parents=True)
     (blocked / "run").write_text("in the way")
-    record = ablate(plan, meta={})
+    record = ablate(replace(plan, processes=2), meta={})
+    assert list(record["failed"]) == ["none, seed 0"]
     assert "is a file, a folder is needed" in record["failed"]["none, seed 0"]
-    assert "learned" in record["arms"]
+    assert {"learned", "filler"} <= set(record["arms"])
     (blocked / "run").unlink()
     assert ablate(plan, meta={})["failed"] == {}
+
+
+def test_a_process_that_was_killed_leaves_no_words_but_a_reason() -> None:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    sender.close()
+    assert running._last_words(-9, receiver).startswith("its process ended with -9")
+    assert running._last_words(0, receiver) == ""

@@ -85,22 +85,23 @@ def _side_by_side(
             wait([process.sentinel for _, process, _ in running], timeout=WATCH_S)
             for entry in [entry for entry in running if entry[1].exitcode is not None]:
                 running.remove(entry)
-                end(entry[0], _last_words(entry[1], entry[2]))
+                end(entry[0], _last_words(entry[1].exitcode, entry[2]))
     finally:
         for _, process, _ in running:
             process.terminate()
             process.join()
 
 
-def _last_words(process: BaseProcess, receiver: Connection) -> str:
+def _last_words(exitcode: int | None, receiver: Connection) -> str:
+    """Why a process ended; empty where it did what it was to do."""
     try:
         if receiver.poll():
             return str(receiver.recv())
     except EOFError:
         pass
-    if process.exitcode == 0:
+    if exitcode == 0:
         return ""
-    return f"its process ended with {process.exitcode} (killed, or out of memory?)"
+    return f"its process ended with {exitcode} (killed, or out of memory?)"
 
 
 def _process(job: ArmJob, threads: int, parent: int, sender: Connection) -> None:
