@@ -5,14 +5,17 @@
     python benchmarks/vggt.py --blocks 24 --rounds 24 --pixels 518 --device cuda
 
 Both run the same random weights on the same photos, for the patch tokens of one round and no head.
-The straightforward one is in this file, written as the paper describes it: every block makes the
-table of its angles, every round's tokens are put together and kept, and all rounds run. Both use
-the same fused attention. What is compared, always in one precision:
+The straightforward one is in this file, written as the paper describes it: attention as its formula
+stands, every block makes the table of its angles, every round's tokens are put together and kept,
+and all rounds run. Three things are compared, each in one precision:
 
-- ``ratio`` and ``memory_ratio``: under bf16 autocast, as the recipes with VGGT-1B ask for features.
-- ``ratio_fp32`` and ``memory_ratio_fp32``: in float32. Both do the same arithmetic there, so only
-  tables and traffic of memory can be saved.
-- ``ratio_early_stop``: as ``ratio``, where ours is asked for the tokens of ``--early-round``.
+- ``ratio`` and ``memory_ratio``: with the straightforward one, in float32.
+- ``ratio_fused`` and ``memory_ratio_fused``: with the straightforward one that has torch's fused
+  attention, as the release has it, in float32: both do the same arithmetic then, and only tables
+  and traffic of memory can be saved. ``..._bf16`` is the same under autocast, as the recipes with
+  VGGT-1B ask for features.
+- ``ratio_early_stop``: as ``ratio_fused_bf16``, where ours is asked for the tokens of
+  ``--early-round``.
 
 A ratio is the median of ``--repeats`` turns, in each of which every way has one pass, after a
 warm-up. Memory is what a pass takes beyond weights and photos at its peak: on a GPU by its
@@ -31,6 +34,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +54,15 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.02}
 # The straightforward way. --------------------------------------------------------------------
 
 
-def plain_tokens(model: VGGT, images: Tensor) -> list[Tensor]:
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, as it is written."""
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+
+
+def plain_tokens(model: VGGT, images: Tensor, attend: Attend) -> list[Tensor]:
     """Tokens of every round, [b v t c] each, special ones first."""
     config, aggregator = model.config, model.aggregator
     scenes, views = images.shape[:2]
@@ -63,7 +75,7 @@ def plain_tokens(model: VGGT, images: Tensor) -> list[Tensor]:
     registers = encoder.register_tokens.expand(len(x), -1, -1)
     x = torch.cat([first, registers, x + table[:, 1:]], dim=1)
     for block in encoder.blocks:
-        x = plain_block(block, x, None, config.rope_base)
+        x = plain_block(block, x, None, config.rope_base, attend)
     x = encoder.norm(x)[:, 1 + config.registers :]
     x = aggregator.with_special(x, views)
     places = plain_positions(rows, columns, config.special_tokens, images.device)
@@ -71,10 +83,11 @@ def plain_tokens(model: VGGT, images: Tensor) -> list[Tensor]:
     for frame_block, global_block in zip(
         aggregator.frame_blocks, aggregator.global_blocks, strict=True
     ):
-        x = plain_block(frame_block, x, places, config.rope_base)
+        x = plain_block(frame_block, x, places, config.rope_base, attend)
         within = x
         x = x.reshape(scenes, -1, x.shape[-1])
-        x = plain_block(global_block, x, places.repeat(views, 1), config.rope_base)
+        everywhere = places.repeat(views, 1)
+        x = plain_block(global_block, x, everywhere, config.rope_base, attend)
         x = x.reshape(within.shape)
         kept.append(torch.cat([within, x], dim=-1).unflatten(0, (scenes, views)))
     return kept
@@ -88,7 +101,9 @@ def plain_positions(rows: int, columns: int, special: int, device: torch.device)
     return torch.cat([grid.new_zeros(special, 2), grid])
 
 
-def plain_block(block: Block, x: Tensor, places: Tensor | None, base: float) -> Tensor:
+def plain_block(
+    block: Block, x: Tensor, places: Tensor | None, base: float, attend: Attend
+) -> Tensor:
     """One transformer block, operation by operation."""
     n, t, width = x.shape
     heads = block.attn.heads
@@ -98,7 +113,7 @@ def plain_block(block: Block, x: Tensor, places: Tensor | None, base: float) -> 
         q, k = block.attn.q_norm(q), block.attn.k_norm(k)
     if places is not None:
         q, k = plain_rotation(q, places, base).to(v.dtype), plain_rotation(k, places, base).to(v)
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    mixed = attend(q, k, v)
     x = x + block.attn.proj(mixed.transpose(1, 2).reshape(n, t, width)) * block.ls1.gamma
     return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))) * block.ls2.gamma
 
@@ -140,21 +155,21 @@ def build(options: argparse.Namespace) -> tuple[VGGT, Tensor]:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to the tokens: straightforward or ours, the round, and the precision."""
+    """One way to the tokens: whose code, in which precision, up to which round."""
 
-    plain: bool
-    early: bool
-    precision: str
+    code: Literal["straightforward", "straightforward, fused", "features"]
+    precision: Literal["fp32", "bf16"]
+    early: bool = False
 
     def __str__(self) -> str:
-        name = "straightforward" if self.plain else "features"
-        return f"{name}, {self.precision}" + (", early stop" if self.early else "")
+        return f"{self.code}, {self.precision}" + (", early stop" if self.early else "")
 
 
-PLAIN_FP32, PLAIN_BF16 = Way(True, False, "fp32"), Way(True, False, "bf16")
-OURS_FP32, OURS_BF16 = Way(False, False, "fp32"), Way(False, False, "bf16")
-EARLY = Way(False, True, "bf16")
-WAYS = (PLAIN_FP32, OURS_FP32, PLAIN_BF16, OURS_BF16, EARLY)
+PLAIN = Way("straightforward", "fp32")
+FUSED, FUSED_BF16 = Way("straightforward, fused", "fp32"), Way("straightforward, fused", "bf16")
+OURS, OURS_BF16 = Way("features", "fp32"), Way("features", "bf16")
+EARLY = Way("features", "bf16", early=True)
+WAYS = (PLAIN, FUSED, OURS, FUSED_BF16, OURS_BF16, EARLY)
 
 
 def make_pass(options: argparse.Namespace, model: VGGT, images: Tensor, way: Way) -> Pass:
@@ -166,9 +181,11 @@ def make_pass(options: argparse.Namespace, model: VGGT, images: Tensor, way: Way
     def run() -> Tensor:
         device = options.device.split(":")[0]
         with torch.autocast(device, torch.bfloat16, enabled=way.precision == "bf16"):
-            if way.plain:
-                return plain_tokens(model, images)[index][:, :, first:]
-            return model.encode(images, (index,)).tokens[index]
+            if way.code == "features":
+                return model.encode(images, (index,)).tokens[index]
+            fused = way.code == "straightforward, fused"
+            attend = F.scaled_dot_product_attention if fused else plain_attention
+            return plain_tokens(model, images, attend)[index][:, :, first:]
 
     return run
 
@@ -188,10 +205,10 @@ def seconds_of(options: argparse.Namespace) -> tuple[dict[Way, list[float]], dic
     model, images = build(options)
     every = {way: make_pass(options, model, images, way) for way in WAYS}
     differences = {}
-    want = every[PLAIN_FP32]()  # also the warm-up
-    for way in (OURS_FP32, PLAIN_BF16, OURS_BF16):
+    want = every[PLAIN]()  # also the warm-up
+    for way in (FUSED, OURS, FUSED_BF16, OURS_BF16):
         differences[way] = difference(every[way](), want)
-    want = make_pass(options, model, images, Way(True, True, "fp32"))()
+    want = make_pass(options, model, images, Way("straightforward, fused", "fp32", early=True))()
     differences[EARLY] = difference(every[EARLY](), want)
     del want
     taken: dict[Way, list[float]] = {way: [] for way in WAYS}
@@ -260,24 +277,29 @@ def show(options: argparse.Namespace) -> dict[str, object]:
         f"VGGT, width {options.width}, {options.blocks} + 2 x {options.rounds} blocks, "
         f"{options.views} views of {options.pixels} px"
     )
-    print(f"{'':28}{'median [s]':>12}{'slowest [s]':>13}{'peak [MiB]':>12}{'difference':>12}")
+    print(f"{'':34}{'median [s]':>12}{'slowest [s]':>13}{'peak [MiB]':>12}{'difference':>12}")
     for way, values in taken.items():
         off = f"{differences[way]:12.1e}" if way in differences else ""
         peak = f"{memory[way] / MIB:12.0f}"
-        print(f"{way!s:28}{median[way]:12.3f}{max(values):13.3f}{peak}{off}")
+        print(f"{way!s:34}{median[way]:12.3f}{max(values):13.3f}{peak}{off}")
 
     def ratio(plain: Way, ours: Way) -> float:
         turns = zip(taken[plain], taken[ours], strict=True)
         return round(statistics.median(one / other for one, other in turns), 3)
 
+    def memory_ratio(plain: Way, ours: Way) -> float:
+        return round(memory[ours] / memory[plain], 3)
+
     return {
         "benchmark": "vggt",
-        "ratio": ratio(PLAIN_BF16, OURS_BF16),
-        "memory_ratio": round(memory[OURS_BF16] / memory[PLAIN_BF16], 3),
-        "ratio_fp32": ratio(PLAIN_FP32, OURS_FP32),
-        "memory_ratio_fp32": round(memory[OURS_FP32] / memory[PLAIN_FP32], 3),
-        "ratio_early_stop": ratio(PLAIN_BF16, EARLY),
-        "difference_fp32": differences[OURS_FP32],
+        "ratio": ratio(PLAIN, OURS),
+        "memory_ratio": memory_ratio(PLAIN, OURS),
+        "ratio_fused": ratio(FUSED, OURS),
+        "memory_ratio_fused": memory_ratio(FUSED, OURS),
+        "ratio_fused_bf16": ratio(FUSED_BF16, OURS_BF16),
+        "memory_ratio_fused_bf16": memory_ratio(FUSED_BF16, OURS_BF16),
+        "ratio_early_stop": ratio(FUSED_BF16, EARLY),
+        "difference_fp32": differences[OURS],
         "difference_bf16": max(differences[OURS_BF16], differences[EARLY]),
         "seconds": {str(way): round(value, 4) for way, value in median.items()},
         "peak_mib": {str(way): round(value / MIB, 1) for way, value in memory.items()},
