@@ -339,15 +339,17 @@ def test_each_term_of_each_recipe_reaches_the_answer(
     )
     student, batches = batches_of(world, tmp_path, small)
     batch = batches.sample([0, 1, 2])
-    reach = term_reach(student, batch, small.losses)
+    reach = term_reach(student, batch, small)
     require_reach(reach, small.losses)
     terms = {
         part for term in small.losses.terms for part in small.losses.parts.get(term, {term: 1.0})
     }
     assert not every_term or terms == PARTS
     assert set(reach) == (terms if recipe.vision else {"text"})
-    there = {CONNECTOR, LM, *([SLOTS] if recipe.slots.used else [])}
     for term, parameters in reach.items():
+        there = {CONNECTOR, LM}
+        if recipe.slots.used and (term == "text" or recipe.slots.supervision == "extra"):
+            there.add(SLOTS)
         assert set(parts_reached(parameters)) == there & set(REACH[term]), term
     if recipe.vision:
         # Every weight of the connector, so that no part of a vision token is left untaught.
@@ -367,7 +369,7 @@ def test_a_term_that_reaches_nothing_is_an_error_unless_the_recipe_says_so(
 ) -> None:
     student, batches = batches_of(world, tmp_path)
     student.connector.requires_grad_(False)
-    reach = term_reach(student, batches.sample([0]), EVERY)
+    reach = term_reach(student, batches.sample([0]), ALL)
     assert reach["multi_view"] == ()
     assert parts_reached(reach["text"]) == (SLOTS, LM)
     with pytest.raises(BadInputError, match="reaches no parameter of connector, slots, language"):
@@ -382,7 +384,7 @@ def test_a_depth_head_that_is_trained_learns_from_depth_and_from_answers(
 ) -> None:
     config = replace(ALL, losses=replace(EVERY, depth_head=True))
     student, batches = batches_of(world, tmp_path, config)
-    reach = term_reach(student, batches.sample([0, 1]), config.losses)
+    reach = term_reach(student, batches.sample([0, 1]), config)
     assert parts_reached(reach["depth_map"]) == ("encoder",)
     assert parts_reached(reach["text"]) == (CONNECTOR, SLOTS, LM, "encoder")
     touched = {name for parameters in reach.values() for name in parameters}

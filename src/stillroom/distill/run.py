@@ -23,7 +23,7 @@ from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.lacking import scenes_without, steps_without
 from stillroom.distill.lora import merged_state
 from stillroom.distill.provenance import provenance
-from stillroom.distill.reach import require_reach, term_reach
+from stillroom.distill.reach import require_reach, sheltered_slots, term_reach
 from stillroom.distill.step import count_labelled, distill_step, tokens_right
 from stillroom.distill.targets import (
     OwnDepth,
@@ -89,6 +89,7 @@ def distill(
         config=config.train,
         model=student,
         weighting=make_weighting(losses),
+        sheltered=sheltered_slots(student, config),
         step=lambda batch: distill_step(student, batch, losses),
         count=count_labelled,
         batch_at=ready.training.at,
@@ -159,8 +160,7 @@ def _prepare(
     revision = _digest(student.encoder)
     settings = {
         "verb": "distill",
-        # Where the features lie changes nothing of them.
-        "config": asdict(replace(config, features="")),
+        "config": _fingerprint(config),
         "encoder": revision,
         "start": _digest(student.language_model),
         "labels": taught.settings,
@@ -196,7 +196,7 @@ def _prepare(
     )
     if processes.main and run.finished is None:
         with computing_in(config.train.precision, processes.device):
-            _check_terms(student, training, losses)
+            _check_terms(student, training, config)
     return _Ready(
         student=student,
         processor=processor,
@@ -205,6 +205,16 @@ def _prepare(
         held_out=held_out,
         finished=run.finished is not None,
     )
+
+
+def _fingerprint(config: DistillConfig) -> dict[str, Any]:
+    """All of a config that shapes a run."""
+    # Where the features lie changes nothing of them.
+    found = asdict(replace(config, features=""))
+    if not config.shelters_slots:
+        # Either word then means what slots did before there was one: begun runs go on.
+        del found["slots"]["supervision"]
+    return found
 
 
 def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
@@ -295,7 +305,7 @@ def _batches(
     return Batches(config, features, items, prompts=prompts, tokenizer=tokenizer, targets=targets)
 
 
-def _check_terms(student: StillroomStudent, training: Batches, losses: LossConfig) -> None:
+def _check_terms(student: StillroomStudent, training: Batches, config: DistillConfig) -> None:
     """Say once which terms lack labels where; refuse one that cannot reach an answer."""
     without = scenes_without(training)
     _say("scenes", {name: (len(rows), len(training.rows)) for name, rows in without.items()})
@@ -303,7 +313,7 @@ def _check_terms(student: StillroomStudent, training: Batches, losses: LossConfi
     rows = set(range(len(training.rows)))
     shown = {min(rows.difference(lack), default=0) for lack in without.values()}
     batch = moved(training.sample(sorted(shown)), student.device)
-    require_reach(term_reach(student, batch, losses), losses)
+    require_reach(term_reach(student, batch, config), config.losses)
 
 
 def _say(what: str, without: Mapping[str, tuple[int, int]]) -> None:
