@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_world import write_llama_tokenizer, write_qwen, write_world
@@ -14,8 +15,11 @@ from stillroom import api, recipes
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.run import distill
 from stillroom.recipes.ablations import BASES, ROWS
+from stillroom.records import FAMILIES
 from stillroom.scenes.store import open_store
 from stillroom.students.session import StudentAnswerer
+from stillroom.teachers.sampling import choose_questions
+from stillroom.testing import tiny_questions, tiny_scene
 from stillroom.training.runlog import read_log
 
 TABLE = recipes.table("distill")
@@ -177,10 +181,55 @@ def test_a_row_changes_what_it_says_and_nothing_else(
 
 def test_the_literal_reading_is_the_printed_one() -> None:
     literal, ours = TABLE["paper_literal"](), TABLE["paper_h100"]()
-    assert (literal.student.vision_pool, literal.mask) == ("mean", "causal")
     assert differing(literal, ours) == {
-        *("student.vision_pool", "student.mimetic_start", "mask", "questions_per_scene")
+        *("student.vision_pool", "student.mimetic_start", "mask", "questions_per_scene"),
+        *("losses.sign", "other_share"),
     }
+    # specs/hidden_cot.md, sections 1 to 3 and 5, line by line.
+    size, slots, losses, train = literal.student, literal.slots, literal.losses, literal.train
+    assert (size.layers, size.hidden_size, size.heads, size.intermediate_size) == (
+        *(24, 2048, 16),
+        8192,
+    )
+    assert (size.vision_pool, literal.mask, literal.language_model) == ("mean", "causal", "")
+    assert (slots.kind, slots.count, slots.position) == ("learned", 8, "before")
+    assert slots.supervision == "answer"
+    assert set(losses.terms) == {
+        *("text", "depth_ce", "depth_reg", "depth_kl", "detection", "spatial"),
+        *("multi_view", "feature"),
+    }
+    assert (losses.sign, losses.weighting, losses.kl_alpha > 0) == ("paper", "uncertainty", True)
+    assert (train.learning_rate, train.schedule, train.warmup_fraction > 0) == (
+        1e-4,
+        "cosine",
+        True,
+    )
+    assert (train.scenes_per_step, train.micro_batches, literal.questions_per_scene) == (1, 1, 1)
+    assert train.early_stop_patience > 0
+
+
+def test_a_literal_row_asks_one_question_of_the_papers() -> None:
+    families = (*FAMILIES, "description", "object_counting", "room_size_estimation")
+    asked = [
+        replace(question, family=family)
+        for question, family in zip(
+            tiny_questions(tiny_scene(0), count=len(families)), families, strict=True
+        )
+    ]
+    literal = TABLE["paper_literal"]()
+    rng = np.random.default_rng(0)
+    picked = [
+        choose_questions(
+            asked,
+            count=literal.questions_per_scene,
+            description_share=literal.description_share,
+            other_share=literal.other_share,
+            rng=rng,
+        )
+        for _ in range(200)
+    ]
+    assert all(len(row) == 1 for row in picked)
+    assert {asked[row[0]].family for row in picked} == {*FAMILIES, "description"}
 
 
 @pytest.mark.parametrize("name", list(TABLE))

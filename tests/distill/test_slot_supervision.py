@@ -107,9 +107,7 @@ def test_two_ddp_processes_give_slots_what_one_gives_them(
     world: Path, tmp_path: Path, of_text_alone: Tensor
 ) -> None:
     both(__file__, world, tmp_path)
-    torch.testing.assert_close(
-        torch.load(tmp_path / "answer.pt"), of_text_alone, atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(torch.load(tmp_path / "answer.pt"), of_text_alone, atol=1e-6, rtol=0)
     extra = torch.load(tmp_path / "extra.pt")
     assert (extra - of_text_alone).abs().max() > 1e-3
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.config import DistillConfig
@@ -47,10 +47,12 @@ class Batch:
     measure_at: Int[Tensor, "m 2"]
     measure_kind: Int[Tensor, "m"]
     measure: Float[Tensor, "m 2"]
-    # The teacher's logits at every answer token; None where it gave none.
+    # The teacher's logits at every answer token; None where it gave none at all, zeros where it
+    # gave none to some answers, as ``has_logits`` then says.
     topk_ids: Int[Tensor, "a k"] | None
     topk_logits: Float[Tensor, "a k"] | None
     logsumexp: Float[Tensor, "a"] | None
+    has_logits: Bool[Tensor, "a"] | None = None
     # What detection, spatial, multi-view and feature terms are taught by; None where they are off.
     scene: SceneLabels | None = None
     # The photos, where the encoder's depth head is trained: tokens and own_depth are then not used.
@@ -127,11 +129,13 @@ class Batches:
         tokenizer: Tokenizer,
         targets: SceneTargets | None = None,
     ) -> None:
-        assert targets is None or targets.scene_ids == features.scene_ids
         self.config, self.features, self.targets = config, features, targets
         self.items, self.start_id = items, tokenizer.bos_id
         self.scene_ids = list(items)
         self.rows = features.rows(self.scene_ids)
+        places = [] if targets is None else targets.rows(self.scene_ids)
+        # By row of the features: the scene's row of the targets.
+        self._targets_at = dict(zip(self.rows, places, strict=False))
         self.words = (
             Words.of(word_tokens(CATEGORIES, tokenizer)),
             Words.of(word_tokens(COLOURS, tokenizer)),
@@ -227,7 +231,7 @@ class Batches:
             photos=None
             if self.features.photos is None
             else torch.from_numpy(np.asarray(self.features.photos[rows])),
-            **_logits([item.label for row in items for item in row]),
+            **_logits([item for row in items for item in row]),
         )
 
     def _steps_to_answer(self, item: Item) -> int:
@@ -241,21 +245,29 @@ class Batches:
             return None
         return scene_labels(
             self.targets,
-            rows,
+            [self._targets_at[row] for row in rows],
             self.features.cells[rows],
             self.config.losses,
             queries=self.config.student.detection_queries,
         )
 
 
-def _logits(labels: Sequence[TeacherLabel]) -> dict[str, Tensor | None]:
+def _logits(items: Sequence[Item]) -> dict[str, Tensor | None]:
     """The teacher's logits end to end, in the order of the answer tokens of the rows."""
-    names = ("topk_ids", "topk_logits", "logsumexp")
-    if any(label.topk_ids is None for label in labels):
-        return dict.fromkeys(names)
-    arrays = {name: np.concatenate([getattr(label, name) for label in labels]) for name in names}
-    return {
-        "topk_ids": torch.from_numpy(arrays["topk_ids"].astype(np.int64)),
-        "topk_logits": torch.from_numpy(arrays["topk_logits"].astype(np.float32)),
-        "logsumexp": torch.from_numpy(arrays["logsumexp"].astype(np.float32)),
-    }
+    dtypes = {"topk_ids": np.int64, "topk_logits": np.float32, "logsumexp": np.float32}
+    given = [item for item in items if item.label.topk_ids is not None]
+    if not given:
+        return dict.fromkeys(dtypes)
+    tokens = sum(len(item.answer_ids) for item in items)
+    has = np.zeros(tokens, dtype=bool)
+    found: dict[str, Tensor | None] = {}
+    for name, dtype in dtypes.items():
+        array = np.zeros((tokens, *getattr(given[0].label, name).shape[1:]), dtype)
+        start = 0
+        for item in items:
+            here = slice(start, start + len(item.answer_ids))
+            if item.label.topk_ids is not None:
+                array[here], has[here] = getattr(item.label, name), True
+            start = here.stop
+        found[name] = torch.from_numpy(array)
+    return found | {"has_logits": None if has.all() else torch.from_numpy(has)}

@@ -273,6 +273,16 @@ class DistillConfig:
             raise BadInputError(
                 "lora needs a pretrained language_model to update; name one, or set lora.rank 0"
             )
+        if self.lora.rank and self.lora.dropout and self.train.workers > 1:
+            raise BadInputError(
+                f"lora.dropout {self.lora.dropout} is drawn at random, and train.workers "
+                f"{self.train.workers} would draw from one generator in no fixed order; set "
+                "--train.workers 1 or --lora.dropout 0"
+            )
+        if self.validation_scenes < 1:
+            raise BadInputError(
+                f"validation_scenes must be at least 1, got {self.validation_scenes}"
+            )
         for name in ("description_share", "other_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
