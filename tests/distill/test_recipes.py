@@ -28,7 +28,7 @@ TABLE = recipes.table("distill")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    home = write_world(tmp_path_factory.mktemp("world"))
+    home = write_world(tmp_path_factory.mktemp("world"), signals=("answers",))
     write_llama_tokenizer(home / "llama")
     write_qwen(home / "qwen")
     return home

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from test_distill_run import TINY, run
 from test_distill_run import world as world  # the same scenes, labels and encoder
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from two_gloo import both
 
 from stillroom import recipes
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig
@@ -103,24 +101,6 @@ def test_with_extra_supervision_every_term_reaches_them(
     assert (ours - of_text_alone).abs().max() > 1e-3
 
 
-def test_two_ddp_processes_give_slots_what_one_gives_them(
-    world: Path, tmp_path: Path, of_text_alone: Tensor
-) -> None:
-    both(__file__, world, tmp_path)
-    torch.testing.assert_close(torch.load(tmp_path / "answer.pt"), of_text_alone, atol=1e-6, rtol=0)
-    extra = torch.load(tmp_path / "extra.pt")
-    assert (extra - of_text_alone).abs().max() > 1e-3
-
-
-def in_two_processes(world: Path, out: Path) -> None:
-    """What each of the two does."""
-    for supervision in ("answer", "extra"):
-        asked = config(BESIDE, supervision, micro_batches=4, parallel="ddp")
-        found = slot_gradient(world, out / supervision, asked)
-        if os.environ["RANK"] == "0":
-            torch.save(found, out / f"{supervision}.pt")
-
-
 def test_what_reaches_no_slot_costs_nothing_more(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,8 +152,3 @@ def test_a_run_begun_before_there_was_a_choice_goes_on_where_nothing_changed(
         assert "supervision" not in (out / "settings.json").read_text()
     with pytest.raises(BadInputError, match="other settings"):
         run(world, tmp_path / "extra", config(BESIDE))
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    in_two_processes(Path(sys.argv[1]), Path(sys.argv[2]))

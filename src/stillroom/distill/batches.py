@@ -20,7 +20,7 @@ from stillroom.engine.packing import Packed, pack_questions, question_places, st
 from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
 from stillroom.scenes.pixels import object_names
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
-from stillroom.teachers.measures import apart, measured
+from stillroom.teachers.named import Named
 from stillroom.teachers.sampling import choose_questions
 from stillroom.text.mentions import mentions, word_tokens
 from stillroom.text.tokenizer import Tokenizer
@@ -190,22 +190,19 @@ class Batches:
         packed = stack_rows(
             [pack_questions(row, prefix_length=prefix, **layout) for row in pairs], multiple_of=32
         )
-        at, boxes, away = [], [], []
-        begins, kinds, numbers = [], [], []
+        named = Named()
         for number, (row, asked) in enumerate(zip(rows, items, strict=True)):
             if not self.config.vision:
                 break
             for start, item in zip(question_places(pairs[number], **layout), asked, strict=True):
-                table = self.features.objects[row]
-                said = self.mentions[item.question.question_id]
-                things = [thing for _, thing in said]
-                at += [(number, start + place) for place, _ in said]
-                boxes += [table[thing, 2:8] for thing in things]
-                away += apart(table, things)
-                if (decides := measured(item.question)) is not None:
-                    begins.append((number, start + self._steps_to_answer(item)))
-                    kinds.append(decides[0])
-                    numbers.append(decides[1])
+                named.add(
+                    number,
+                    item.question,
+                    self.mentions[item.question.question_id],
+                    self.features.objects[row],
+                    start=start,
+                    answer=self._steps_to_answer(item),
+                )
         # Where nothing is known of a scene, no cell is nameless either: nothing is labelled.
         known = self.features.objects[rows][:, :, 0].any(axis=1) & self.config.vision
         cells = self.features.cells[rows].astype(np.int64).reshape(len(rows), -1)
@@ -221,16 +218,11 @@ class Batches:
             packed=packed,
             cell_names=torch.from_numpy(shown.astype(np.int64)).unflatten(1, (views, -1)),
             name_words=self.words,
-            mention_at=torch.tensor(at, dtype=torch.long).reshape(-1, 2),
-            mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
-            mention_apart=torch.tensor(away, dtype=torch.float32).reshape(-1, 2),
-            measure_at=torch.tensor(begins, dtype=torch.long).reshape(-1, 2),
-            measure_kind=torch.tensor(kinds, dtype=torch.long),
-            measure=torch.tensor(numbers, dtype=torch.float32).reshape(-1, 2),
             scene=self.scene(rows),
             photos=None
             if self.features.photos is None
             else torch.from_numpy(np.asarray(self.features.photos[rows])),
+            **named.arrays(),
             **_logits([item for row in items for item in row]),
         )
 
@@ -252,7 +244,7 @@ class Batches:
         )
 
 
-def _logits(items: Sequence[Item]) -> dict[str, Tensor | None]:
+def _logits(items: Sequence[Item]) -> dict[str, Any]:
     """The teacher's logits end to end, in the order of the answer tokens of the rows."""
     dtypes = {"topk_ids": np.int64, "topk_logits": np.float32, "logsumexp": np.float32}
     given = [item for item in items if item.label.topk_ids is not None]
@@ -260,7 +252,7 @@ def _logits(items: Sequence[Item]) -> dict[str, Tensor | None]:
         return dict.fromkeys(dtypes)
     tokens = sum(len(item.answer_ids) for item in items)
     has = np.zeros(tokens, dtype=bool)
-    found: dict[str, Tensor | None] = {}
+    found: dict[str, Any] = {}
     for name, dtype in dtypes.items():
         array = np.zeros((tokens, *getattr(given[0].label, name).shape[1:]), dtype)
         start = 0
