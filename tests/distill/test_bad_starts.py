@@ -35,7 +35,7 @@ from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label import label_scenes
 from stillroom.testing import FixedTeacher, tiny_questions, tiny_scene
-from stillroom.text.tokenizer import open_tokenizer
+from stillroom.text.tokenizer import load_tokenizer, open_tokenizer
 from stillroom.training.config import TrainConfig
 from stillroom.training.runlog import read_log, read_result
 
@@ -217,7 +217,13 @@ def train_on(
     write_shard(home / "scenes", 0, scenes, asked)
     write_manifest(home / "scenes", {"count": len(scenes)})
     label_scenes(
-        home / "scenes", teacher, home / "labels", teacher={"name": "x"}, signals=("answers",)
+        home / "scenes",
+        teacher,
+        home / "labels",
+        teacher={"name": "x"},
+        signals=("answers",),
+        # Ids that mean the same to teacher and student are taken as they are.
+        vocabulary=load_tokenizer().vocabulary(),
     )
     distill(
         config,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +230,46 @@ def test_a_literal_row_asks_one_question_of_the_papers() -> None:
     ]
     assert all(len(row) == 1 for row in picked)
     assert {asked[row[0]].family for row in picked} == {*FAMILIES, "description"}
+
+
+#: Short words for terms in the table of docs/losses.md.
+DEPTH = {"depth_ce": "CE", "depth_reg": "regression", "depth_kl": "KL", "depth_map": "own"}
+OURS = ("naming", "grounding", "apart", "measure")
+OTHERS = {"detection": "detection", "spatial": "spatial", "multi_view": "multi-view"} | {
+    "feature": "feature"
+}
+
+
+def losses_row(name: str) -> str:
+    """A recipe's line in the table at the end of docs/losses.md."""
+    config = TABLE[name]()
+    losses, slots = config.losses, config.slots
+
+    def on(words: Mapping[str, str]) -> str:
+        return ", ".join(word for term, word in words.items() if term in losses.terms) or "off"
+
+    others = on(OTHERS)
+    if losses.spatial and losses.sign == "paper":
+        others = others.replace("spatial", "spatial (printed sign)")
+    learns = "the answer" if slots.supervision == "answer" else "every term"
+    cells = (
+        f"`{name}`",
+        f"cross-entropy + {losses.kl_alpha:g} x KL, $\\tau = {losses.temperature:g}$",
+        on(DEPTH),
+        on({term: term for term in OURS}),
+        others,
+        f"{slots.used}, {learns}" if slots.used else "none",
+        losses.weighting,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_of_losses_lists_every_recipe_as_it_is() -> None:
+    page = Path(__file__).parents[2] / "docs" / "losses.md"
+    section = page.read_text().partition("## Recipes\n")[2]
+    ours = [line for line in section.splitlines() if line.startswith("| `")]
+    expected = [losses_row(name) for name in TABLE]
+    assert ours == expected, "the table should read:\n" + "\n".join(expected)
 
 
 @pytest.mark.parametrize("name", list(TABLE))

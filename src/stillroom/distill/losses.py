@@ -164,7 +164,7 @@ def depth_kl(
 ) -> Float[Tensor, "*p"]:
     """KL(target || student) over the depth bins at every position, in nats.
 
-    The target is a teacher's distribution or ``soft_depth_bins`` of measured depth.
+    The target is ``soft_depth_bins`` of measured depth: no teacher here tells a distribution.
     """
     logprobs = F.log_softmax(widened(bin_logits), dim=-1)
     return F.kl_div(logprobs, widened(target_probs), reduction="none").sum(dim=-1)
