@@ -25,6 +25,8 @@ CONFIG = replace(
     student=replace(TINY.student, detection_queries=4, detection_width=32),
     # Every term that these labels can teach.
     losses=LossConfig(detection=True, spatial=True, multi_view=True),
+    # As mini_cpu has it.
+    slots=replace(TINY.slots, supervision="extra"),
 )
 # Convolutions learn, whose gradients may lie in another order than their weights.
 DEPTH_HEAD = replace(

@@ -94,6 +94,25 @@ def test_slots_learn_from_the_answer_alone_whatever_else_is_on(
     torch.testing.assert_close(ours, of_text_alone, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own insides
+def test_compiled_layers_bear_the_second_way_back(
+    world: Path, tmp_path: Path, of_text_alone: Tensor
+) -> None:
+    ours = slot_gradient(world, tmp_path / "run", config(BESIDE, compile=True))
+    torch.testing.assert_close(ours, of_text_alone, atol=1e-5, rtol=0)
+
+
+def test_in_half_precision_too_slots_learn_from_the_answer_alone(
+    world: Path, tmp_path: Path
+) -> None:
+    ours, alone = (
+        slot_gradient(world, tmp_path / name, config(losses, precision="bf16"))
+        for name, losses in (("ours", BESIDE), ("alone", ALONE))
+    )
+    torch.testing.assert_close(ours, alone, atol=1e-6, rtol=0)
+
+
 def test_with_extra_supervision_every_term_reaches_them(
     world: Path, tmp_path: Path, of_text_alone: Tensor
 ) -> None:

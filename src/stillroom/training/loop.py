@@ -35,6 +35,7 @@ from stillroom.training.optim import (
     parameters_by_part,
 )
 from stillroom.training.portions import Workshop, counted, draws_of
+from stillroom.training.precision import two_ways_back
 from stillroom.training.runlog import TrainResult, open_run, step_line
 from stillroom.training.sitting import Sitting, sit_down, training_mode
 
@@ -95,6 +96,8 @@ def train(
         load_weights(model, folder.weights)
         return folder.finished
     with ExitStack() as stack:
+        if sheltered is not None:
+            stack.enter_context(two_ways_back())
         run = sit_down(config, processes, model, weighting or PlainSum(), folder, stack)
         while not _done(run):
             row = _take_step(run, step, count, batch_at, sheltered)
