@@ -64,7 +64,7 @@ def mini_cpu() -> DistillConfig:
     """
     return DistillConfig(
         train=TrainConfig(
-            steps=750,
+            steps=680,
             scenes_per_step=8,
             micro_batches=2,
             workers=2,
