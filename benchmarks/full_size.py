@@ -16,16 +16,14 @@ on a CPU (Linux), of the allocator on a GPU. Prints a table for people, then one
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import resource
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from record import circumstances, write
 
 from stillroom import recipes
 from stillroom.distill.batches import Batch
@@ -249,20 +247,14 @@ def main() -> None:
     parser.add_argument("--answer-tokens", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tiny", action="store_true", help="a miniature of everything")
+    parser.add_argument("--out", type=Path, help="file that the JSON line is also written to")
     options = parser.parse_args()
     figures = measure(options)
     for name, value in figures.items():
         print(f"{name:16}{value:>16,}" if type(value) is int else f"{name:16}{value!s:>16}")
-    chip = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
-    more = {
-        "tiny": options.tiny,
-        "views": options.views,
-        "questions": options.questions,
-        "machine": f"{chip}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        "date": datetime.date.today().isoformat(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }
-    print(json.dumps(figures | more))
+    chip = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
+    more = {name: getattr(options, name) for name in ("tiny", "views", "questions")}
+    write(figures | more | circumstances(["torch", "transformers"], device=chip), options.out)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,16 @@
 Both ways train the recipe's student on the same questions of the same made rooms, from cached
 features, with every term of the recipe: batch, forward, backward and AdamW. ``shared`` has a row a
 scene, ``single`` a row a question, as training without scene batching has it. Both are the
-product's own code. The gradients of the two are compared before anything is timed. Seconds are the
-median of ``--repeats`` steps after a warm-up, the two taking turns. Prints a table for people, then
-one JSON line.
+product's own code. The gradients of the two are compared before anything is timed. ``ratio`` is the
+median over ``--repeats`` turns, in each of which both take one step, after a warm-up;
+``ratio_processor`` is the same of processor time, which other work on the machine stretches less.
+Prints a table for people, then one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import circumstances, write
 
 from stillroom import api, recipes, registry
 from stillroom.distill.batches import Batches, Item, items_by_scene
@@ -34,6 +33,7 @@ from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.features import cache_features
 from stillroom.distill.step import count_labelled, distill_step
+from stillroom.distill.targets import cache_targets
 from stillroom.records import FAMILIES
 from stillroom.scenes.store import open_store
 from stillroom.students.model import StillroomStudent
@@ -88,7 +88,18 @@ def prepare(options: argparse.Namespace, folder: Path) -> Work:
         prompts,
         processor.tokenizer,
     )
-    batches = Batches(config, features, items, prompts=prompts, tokenizer=processor.tokenizer)
+    targets = cache_targets(
+        store,
+        ids,
+        folder / "features",
+        processor=processor,
+        grid=student.config.vision_grid,
+        losses=config.losses,
+        teacher=None,  # truth has no features: the term is off
+    )
+    batches = Batches(
+        config, features, items, prompts=prompts, tokenizer=processor.tokenizer, targets=targets
+    )
     chosen = [list(items[scene_id][: options.questions]) for scene_id in ids]
     if any(len(asked) < options.questions for asked in chosen):
         sys.exit(f"a room has fewer than {options.questions} questions of the four families")
@@ -109,20 +120,20 @@ def difference(work: Work) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True)) / largest
 
 
-def seconds_of(work: Work, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step in both ways, taking turns."""
+def seconds_of(work: Work, repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds on the clock and of the processor for a step in both ways, taking turns."""
     trained = [p for p in work.student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6)
     ways: dict[str, Callable[[], Any]] = {"shared": work.shared, "single": work.single}
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
         for name, make in ways.items():
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             optimizer.zero_grad()
             work.loss(make()).backward()
             optimizer.step()
             if repeat:
-                taken[name].append(time.perf_counter() - began)
+                taken[name].append((time.perf_counter() - began, time.process_time() - worked))
     return taken
 
 
@@ -132,42 +143,41 @@ def main() -> None:
     parser.add_argument("--recipe", default="mini_cpu", choices=("mini_cpu", "mini_cpu_paper"))
     parser.add_argument("--scenes", type=int, default=8, help="of one step")
     parser.add_argument("--questions", type=int, default=8, help="of each scene")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a file to write the JSON line to")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path, help="file that the JSON line is also written to")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         work = prepare(options, Path(folder))
         off = difference(work)
         taken = seconds_of(work, options.repeats)
     questions = options.scenes * options.questions
-    median = {name: statistics.median(values) for name, values in taken.items()}
+    median = {name: statistics.median(on for on, _ in values) for name, values in taken.items()}
+    turns = list(zip(taken["single"], taken["shared"], strict=True))
+    clock, processor = (
+        round(statistics.median(single[i] / shared[i] for single, shared in turns), 3)
+        for i in (0, 1)
+    )
     views = work.batches.features.tokens.shape[1]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     print(
         f"{options.recipe}, {options.scenes} scenes of {views} views, {options.questions} "
-        f"questions each, fp32, {machine}, torch {torch.__version__}"
+        "questions each, fp32"
     )
     print(f"{'':12}{'median [s]':>12}{'slowest [s]':>13}{'questions/s':>13}")
     for name, values in taken.items():
-        print(f"{name:12}{median[name]:12.3f}{max(values):13.3f}{questions / median[name]:13.1f}")
+        slowest = max(on for on, _ in values)
+        print(f"{name:12}{median[name]:12.3f}{slowest:13.3f}{questions / median[name]:13.1f}")
     print(f"gradients differ by {off:.1e} of the largest")
-    line = json.dumps(
-        {
-            "benchmark": "scene_batching",
-            "ratio": round(median["single"] / median["shared"], 3),
-            "gradient_difference": off,
-            "questions_per_s": {name: round(questions / s, 2) for name, s in median.items()},
-            **{name: getattr(options, name) for name in ("recipe", "scenes", "questions")},
-            "views": views,
-            "repeats": options.repeats,
-            "machine": machine,
-            "date": datetime.date.today().isoformat(),
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        }
-    )
-    print(line)
-    if options.out:
-        options.out.write_text(line + "\n")
+    record = {
+        "benchmark": "scene_batching",
+        "ratio": clock,
+        "ratio_processor": processor,
+        "gradient_difference": off,
+        "questions_per_s": {name: round(questions / s, 2) for name, s in median.items()},
+        **{name: getattr(options, name) for name in ("recipe", "scenes", "questions", "repeats")},
+        "views": views,
+    }
+    write(record | circumstances(["torch", "transformers"], load=load), options.out)
     if not off <= 1e-5:
         sys.exit(f"the gradients differ by {off}, more than 1e-5 of the largest")
 

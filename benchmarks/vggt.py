@@ -1,34 +1,32 @@
 """How fast and how large VGGT's features are, beside a straightforward VGGT.
 
-    python benchmarks/vggt.py                       # real widths, half the depth, 8 views of 336 px
+    python benchmarks/vggt.py             # real widths, a third of the depth, 8 views of 280 px
     python benchmarks/vggt.py --blocks 24 --rounds 24 --pixels 518      # VGGT-1B's own size: 4 GB
     python benchmarks/vggt.py --blocks 24 --rounds 24 --pixels 518 --device cuda
 
 Both run the same random weights on the same photos, for the patch tokens of one round and no head.
-The straightforward one is in this file, written as the paper describes it: every block makes the
-table of its angles, every round's tokens are put together and kept, and all rounds run. Both use
-the same fused attention, and weights in float32. What is compared:
+The straightforward one is in this file, written as the paper describes it: attention as its formula
+stands, every block makes the table of its angles, every round's tokens are put together and kept,
+and all rounds run. Three things are compared, each in one precision:
 
-- ``ratio``: features as the recipes with VGGT-1B make them (``--encoder-precision bf16``: autocast)
-  against the straightforward one as the release runs it: in float32 on a CPU, in bf16 on a GPU.
-- ``ratio_fp32`` and ``ratio_bf16``: both in the same precision. Both do the same arithmetic, so
-  that only tables, memory and its traffic are saved.
-- ``ratio_early_stop``: as ``ratio``, for the tokens of ``--early-round``.
+- ``ratio`` and ``memory_ratio``: with the straightforward one, in float32.
+- ``ratio_fused`` and ``memory_ratio_fused``: with the straightforward one that has torch's fused
+  attention, as the release has it, in float32: both do the same arithmetic then, and only tables
+  and traffic of memory can be saved. ``..._bf16`` is the same under autocast, as the recipes with
+  VGGT-1B ask for features.
+- ``ratio_early_stop``: as ``ratio_fused_bf16``, where ours is asked for the tokens of
+  ``--early-round``.
 
-``memory_ratio`` is that of ``ratio``'s two. Seconds are the median of ``--repeats`` passes after a
-warm-up, all taking turns. Memory is what a pass takes beyond weights and photos at its peak: on a
-GPU by its allocator, on a CPU by the largest resident size of a process of its own, which only
-Linux tells. Prints a table for people, then one JSON line.
+A ratio is the median of ``--repeats`` turns, in each of which every way has one pass, after a
+warm-up. Memory is what a pass takes beyond weights and photos at its peak: on a GPU by its
+allocator, on a CPU by the largest resident size of a process of its own, which only Linux tells.
+Prints a table for people, then one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,9 +34,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from record import circumstances, write
 from torch import Tensor
 
 from stillroom.students.encoders.vggt import VGGT
@@ -54,7 +54,15 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.02}
 # The straightforward way. --------------------------------------------------------------------
 
 
-def plain_tokens(model: VGGT, images: Tensor) -> list[Tensor]:
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, as it is written."""
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+
+
+def plain_tokens(model: VGGT, images: Tensor, attend: Attend) -> list[Tensor]:
     """Tokens of every round, [b v t c] each, special ones first."""
     config, aggregator = model.config, model.aggregator
     scenes, views = images.shape[:2]
@@ -67,7 +75,7 @@ def plain_tokens(model: VGGT, images: Tensor) -> list[Tensor]:
     registers = encoder.register_tokens.expand(len(x), -1, -1)
     x = torch.cat([first, registers, x + table[:, 1:]], dim=1)
     for block in encoder.blocks:
-        x = plain_block(block, x, None, config.rope_base)
+        x = plain_block(block, x, None, config.rope_base, attend)
     x = encoder.norm(x)[:, 1 + config.registers :]
     x = aggregator.with_special(x, views)
     places = plain_positions(rows, columns, config.special_tokens, images.device)
@@ -75,10 +83,11 @@ def plain_tokens(model: VGGT, images: Tensor) -> list[Tensor]:
     for frame_block, global_block in zip(
         aggregator.frame_blocks, aggregator.global_blocks, strict=True
     ):
-        x = plain_block(frame_block, x, places, config.rope_base)
+        x = plain_block(frame_block, x, places, config.rope_base, attend)
         within = x
         x = x.reshape(scenes, -1, x.shape[-1])
-        x = plain_block(global_block, x, places.repeat(views, 1), config.rope_base)
+        everywhere = places.repeat(views, 1)
+        x = plain_block(global_block, x, everywhere, config.rope_base, attend)
         x = x.reshape(within.shape)
         kept.append(torch.cat([within, x], dim=-1).unflatten(0, (scenes, views)))
     return kept
@@ -92,7 +101,9 @@ def plain_positions(rows: int, columns: int, special: int, device: torch.device)
     return torch.cat([grid.new_zeros(special, 2), grid])
 
 
-def plain_block(block: Block, x: Tensor, places: Tensor | None, base: float) -> Tensor:
+def plain_block(
+    block: Block, x: Tensor, places: Tensor | None, base: float, attend: Attend
+) -> Tensor:
     """One transformer block, operation by operation."""
     n, t, width = x.shape
     heads = block.attn.heads
@@ -102,7 +113,7 @@ def plain_block(block: Block, x: Tensor, places: Tensor | None, base: float) -> 
         q, k = block.attn.q_norm(q), block.attn.k_norm(k)
     if places is not None:
         q, k = plain_rotation(q, places, base).to(v.dtype), plain_rotation(k, places, base).to(v)
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    mixed = attend(q, k, v)
     x = x + block.attn.proj(mixed.transpose(1, 2).reshape(n, t, width)) * block.ls1.gamma
     return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))) * block.ls2.gamma
 
@@ -144,21 +155,21 @@ def build(options: argparse.Namespace) -> tuple[VGGT, Tensor]:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to the tokens: straightforward or ours, the round, and the precision."""
+    """One way to the tokens: whose code, in which precision, up to which round."""
 
-    plain: bool
-    early: bool
-    precision: str
+    code: Literal["straightforward", "straightforward, fused", "features"]
+    precision: Literal["fp32", "bf16"]
+    early: bool = False
 
     def __str__(self) -> str:
-        name = "straightforward" if self.plain else "features"
-        return f"{name}, {self.precision}" + (", early stop" if self.early else "")
+        return f"{self.code}, {self.precision}" + (", early stop" if self.early else "")
 
 
-PLAIN_FP32, PLAIN_BF16 = Way(True, False, "fp32"), Way(True, False, "bf16")
-OURS_FP32, OURS_BF16 = Way(False, False, "fp32"), Way(False, False, "bf16")
-EARLY = Way(False, True, "bf16")
-WAYS = (PLAIN_FP32, OURS_FP32, PLAIN_BF16, OURS_BF16, EARLY)
+PLAIN = Way("straightforward", "fp32")
+FUSED, FUSED_BF16 = Way("straightforward, fused", "fp32"), Way("straightforward, fused", "bf16")
+OURS, OURS_BF16 = Way("features", "fp32"), Way("features", "bf16")
+EARLY = Way("features", "bf16", early=True)
+WAYS = (PLAIN, FUSED, OURS, FUSED_BF16, OURS_BF16, EARLY)
 
 
 def make_pass(options: argparse.Namespace, model: VGGT, images: Tensor, way: Way) -> Pass:
@@ -170,9 +181,11 @@ def make_pass(options: argparse.Namespace, model: VGGT, images: Tensor, way: Way
     def run() -> Tensor:
         device = options.device.split(":")[0]
         with torch.autocast(device, torch.bfloat16, enabled=way.precision == "bf16"):
-            if way.plain:
-                return plain_tokens(model, images)[index][:, :, first:]
-            return model.encode(images, (index,)).tokens[index]
+            if way.code == "features":
+                return model.encode(images, (index,)).tokens[index]
+            fused = way.code == "straightforward, fused"
+            attend = F.scaled_dot_product_attention if fused else plain_attention
+            return plain_tokens(model, images, attend)[index][:, :, first:]
 
     return run
 
@@ -192,10 +205,10 @@ def seconds_of(options: argparse.Namespace) -> tuple[dict[Way, list[float]], dic
     model, images = build(options)
     every = {way: make_pass(options, model, images, way) for way in WAYS}
     differences = {}
-    want = every[PLAIN_FP32]()  # also the warm-up
-    for way in (OURS_FP32, PLAIN_BF16, OURS_BF16):
+    want = every[PLAIN]()  # also the warm-up
+    for way in (FUSED, OURS, FUSED_BF16, OURS_BF16):
         differences[way] = difference(every[way](), want)
-    want = make_pass(options, model, images, Way(True, True, "fp32"))()
+    want = make_pass(options, model, images, Way("straightforward, fused", "fp32", early=True))()
     differences[EARLY] = difference(every[EARLY](), want)
     del want
     taken: dict[Way, list[float]] = {way: [] for way in WAYS}
@@ -255,13 +268,6 @@ def peaks(options: argparse.Namespace) -> dict[Way, int]:
 # What is shown. ------------------------------------------------------------------------------
 
 
-def machine(device: str) -> str:
-    """What it ran on."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
 def show(options: argparse.Namespace) -> dict[str, object]:
     """Measure, print the table, and return the figures."""
     memory = peaks(options)
@@ -269,28 +275,31 @@ def show(options: argparse.Namespace) -> dict[str, object]:
     median = {way: statistics.median(values) for way, values in taken.items()}
     print(
         f"VGGT, width {options.width}, {options.blocks} + 2 x {options.rounds} blocks, "
-        f"{options.views} views of {options.pixels} px, {machine(options.device)}, "
-        f"torch {torch.__version__}"
+        f"{options.views} views of {options.pixels} px"
     )
-    print(f"{'':28}{'median [s]':>12}{'slowest [s]':>13}{'peak [MiB]':>12}{'difference':>12}")
+    print(f"{'':34}{'median [s]':>12}{'slowest [s]':>13}{'peak [MiB]':>12}{'difference':>12}")
     for way, values in taken.items():
         off = f"{differences[way]:12.1e}" if way in differences else ""
         peak = f"{memory[way] / MIB:12.0f}"
-        print(f"{way!s:28}{median[way]:12.3f}{max(values):13.3f}{peak}{off}")
-    released = PLAIN_BF16 if options.device.startswith("cuda") else PLAIN_FP32
+        print(f"{way!s:34}{median[way]:12.3f}{max(values):13.3f}{peak}{off}")
 
     def ratio(plain: Way, ours: Way) -> float:
-        return round(median[plain] / median[ours], 3)
+        turns = zip(taken[plain], taken[ours], strict=True)
+        return round(statistics.median(one / other for one, other in turns), 3)
+
+    def memory_ratio(plain: Way, ours: Way) -> float:
+        return round(memory[ours] / memory[plain], 3)
 
     return {
         "benchmark": "vggt",
-        "ratio": ratio(released, OURS_BF16),
-        "memory_ratio": round(memory[OURS_BF16] / memory[released], 3),
-        "ratio_fp32": ratio(PLAIN_FP32, OURS_FP32),
-        "memory_ratio_fp32": round(memory[OURS_FP32] / memory[PLAIN_FP32], 3),
-        "ratio_bf16": ratio(PLAIN_BF16, OURS_BF16),
-        "ratio_early_stop": ratio(released, EARLY),
-        "difference_fp32": differences[OURS_FP32],
+        "ratio": ratio(PLAIN, OURS),
+        "memory_ratio": memory_ratio(PLAIN, OURS),
+        "ratio_fused": ratio(FUSED, OURS),
+        "memory_ratio_fused": memory_ratio(FUSED, OURS),
+        "ratio_fused_bf16": ratio(FUSED_BF16, OURS_BF16),
+        "memory_ratio_fused_bf16": memory_ratio(FUSED_BF16, OURS_BF16),
+        "ratio_early_stop": ratio(FUSED_BF16, EARLY),
+        "difference_fp32": differences[OURS],
         "difference_bf16": max(differences[OURS_BF16], differences[EARLY]),
         "seconds": {str(way): round(value, 4) for way, value in median.items()},
         "peak_mib": {str(way): round(value / MIB, 1) for way, value in memory.items()},
@@ -298,9 +307,6 @@ def show(options: argparse.Namespace) -> dict[str, object]:
             name: getattr(options, name)
             for name in ("width", "blocks", "rounds", "views", "pixels", "repeats")
         },
-        "machine": machine(options.device),
-        "date": datetime.date.today().isoformat(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
 
 
@@ -308,24 +314,22 @@ def main() -> None:
     """Read the options, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=1024, help="a multiple of 64")
-    parser.add_argument("--blocks", type=int, default=12, help="of the image encoder")
-    parser.add_argument("--rounds", type=int, default=12, help="of the aggregator")
+    parser.add_argument("--blocks", type=int, default=4, help="of the image encoder")
+    parser.add_argument("--rounds", type=int, default=8, help="of the aggregator")
     parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--pixels", type=int, default=336, help="a multiple of 14")
+    parser.add_argument("--pixels", type=int, default=280, help="a multiple of 14")
     parser.add_argument("--early-round", type=int, default=-1, help="-1: the last but one")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="a file to write the JSON line to")
+    parser.add_argument("--out", type=Path, help="file that the JSON line is also written to")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_of is not None:
         print(peak_bytes(options, WAYS[options.peak_of]))
         return
     figures = show(options)
-    line = json.dumps(figures)
-    print(line)
-    if options.out:
-        options.out.write_text(line + "\n")
+    chip = torch.cuda.get_device_name() if options.device.startswith("cuda") else None
+    write(figures | circumstances(device=chip), options.out)
     for precision, allowed in TOLERANCE.items():
         off = figures[f"difference_{precision}"]
         if not off <= allowed:  # type: ignore[operator]

@@ -185,10 +185,13 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
     }
     if kind == "vlm":
         from stillroom.teachers.hub import commit_of
+        from stillroom.teachers.mobilevlm import outside_tower as mobilevlm_tower
         from stillroom.teachers.vlm import VlmOptions
 
-        asked = VlmOptions.of(options).describe()
-        return about | {"revision": commit_of(place) or revision} | asked
+        about = (
+            about | {"revision": commit_of(place) or revision} | VlmOptions.of(options).describe()
+        )
+        return about | _tower(mobilevlm_tower(place) if _is_mobilevlm(place) else None)
     if kind != "llava3d":
         return about
     from stillroom.teachers.hub import commit_of, fetch
@@ -203,10 +206,20 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
         "options": chosen,
         "reads": config.adjusted(options).habits(),
     }
-    tower = outside_tower(place)
-    if tower is not None:
-        about["tower"] = _revision(tower) if isinstance(tower, Path) else tower
-    return about
+    return about | _tower(outside_tower(place))
+
+
+def _tower(place: Path | str | None) -> dict[str, str]:
+    """What identifies a vision tower that lies outside of its checkpoint."""
+    if place is None:
+        return {}
+    return {"tower": _revision(place) if isinstance(place, Path) else place}
+
+
+def _is_mobilevlm(place: Path | str) -> bool:
+    from stillroom.teachers.hub import fetch
+
+    return _model_type(fetch(place, weights=False)) == "mobilevlm"
 
 
 def pinned(name: str) -> str:

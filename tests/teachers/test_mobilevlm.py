@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_vlms import save_mobilevlm
 from torch.nn.functional import gelu
 
+from stillroom import registry
 from stillroom.records import BadInputError
 from stillroom.teachers.llava3d_config import ClipSize
 from stillroom.teachers.mobilevlm import MobileVLM, MobileVLMConfig
@@ -243,6 +244,24 @@ def test_clip_comes_from_its_own_page_where_a_checkpoint_lacks_it(tmp_path: Path
     pixels = torch.randn(1, 3, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(after.visual_tokens(pixels), before.visual_tokens(pixels))
+
+
+def test_clip_of_its_own_page_is_in_the_fingerprint(tmp_path: Path) -> None:
+    folder = save_mobilevlm(tmp_path / "model")
+    assert "tower" not in registry.describe(f"vlm:{folder}")
+    model = VlmTeacher.from_folder(folder, OPTIONS).model
+    page = tmp_path / "clip"
+    model.model.vision_tower.vision_tower["vision_model"].save_pretrained(page)
+    weights = load_file(folder / "model.safetensors")
+    bare = {name: tensor for name, tensor in weights.items() if "vision_tower" not in name}
+    save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_config(folder, mm_vision_tower=str(page))
+    registry._revision.cache_clear()
+    first = registry.describe(f"vlm:{folder}")["tower"]
+    clip = {name: tensor + 1 for name, tensor in load_file(page / "model.safetensors").items()}
+    save_file(clip, page / "model.safetensors", metadata={"format": "pt"})
+    registry._revision.cache_clear()
+    assert registry.describe(f"vlm:{folder}")["tower"] != first
 
 
 @pytest.mark.parametrize(

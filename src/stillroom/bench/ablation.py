@@ -19,7 +19,7 @@ from stillroom.bench.ablation_table import ablation_record
 from stillroom.bench.arm import ArmJob, asked_scenes, read_arm
 from stillroom.bench.side_by_side import run_all
 from stillroom.distill.config import DistillConfig
-from stillroom.distill.features import alone
+from stillroom.distill.scene_pack import alone
 from stillroom.recipes.ablations import SUITES, Arm, Intervention, Suite, SuiteName
 from stillroom.records import BadInputError, content_hash
 from stillroom.scenes.store import SceneStore, open_store, write_atomically

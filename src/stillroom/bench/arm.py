@@ -26,8 +26,9 @@ from stillroom.bench.interventions import (
     answer_nats,
 )
 from stillroom.distill.config import DistillConfig
-from stillroom.distill.features import alone, cell_depth
+from stillroom.distill.features import cell_depth
 from stillroom.distill.run import distill
+from stillroom.distill.scene_pack import alone
 from stillroom.evaluate.baselines import RecordedAnswers
 from stillroom.evaluate.run import evaluate
 from stillroom.evaluate.text_overlap import rouge

@@ -107,6 +107,10 @@ def depth_figure(
         return _jpeg(figure)
 
 
+#: Names side by side under a panel of curves.
+_NAMES_A_LINE = 2
+
+
 def training_figure(log: Path) -> str | None:
     """Curves of a run's ``log.jsonl``: terms, held-out loss, held-out shares; None if it is empty.
 
@@ -118,7 +122,7 @@ def training_figure(log: Path) -> str | None:
     evaluations = [row for row in rows if "terms" not in row and "metrics" in row]
     trained = _series(steps, "terms")
     held_out = _series(evaluations, "metrics")
-    shares = {name: xy for name, xy in held_out.items() if _is_share(name, xy[1])}
+    shares = {name: xy for name, xy in held_out.items() if is_share(name)}
     losses = {name: xy for name, xy in held_out.items() if name not in shares}
     panels = [
         ("training terms (not weighted)", {n: _smooth(xy) for n, xy in trained.items()}, ""),
@@ -129,7 +133,8 @@ def training_figure(log: Path) -> str | None:
     if not panels:
         return None
     with rc_context(STYLE):
-        figure = Figure(figsize=(3.6 * len(panels), 2.9), layout="constrained")
+        lines = max(-(-len(curves) // _NAMES_A_LINE) for _, curves, _ in panels)
+        figure = Figure(figsize=(3.6 * len(panels), 2.6 + 0.14 * lines), layout="constrained")
         for axis, (title, curves, mark) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
@@ -144,13 +149,24 @@ def _curves(axis: Axes, title: str, curves: Mapping[str, tuple[Any, Any]], mark:
     largest = [float(np.max(y)) for _, y in curves.values()]
     for i, (name, (x, y)) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
-        axis.plot(x, y, mark + "-", color=colour, label=name, linewidth=1.4, markersize=2.5)
+        # Shares are under "right.FAMILY" in the log; the title says what they are.
+        label = name.removeprefix("right.")
+        axis.plot(x, y, mark + "-", color=colour, label=label, linewidth=1.4, markersize=2.5)
     # Terms of very different size cannot share a straight scale.
     if positive and max(largest) > 20 * min(largest):
         axis.set_yscale("log")
     axis.set_title(title)
     axis.set_xlabel("step")
-    axis.legend(fontsize=6.5, frameon=False, ncols=1 + len(curves) // 6)
+    # Below the curves, which a long list of names would hide.
+    axis.legend(
+        fontsize=6.5,
+        frameon=False,
+        ncols=min(_NAMES_A_LINE, len(curves)),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        columnspacing=1.0,
+        handlelength=1.4,
+    )
 
 
 def _shown_maps(
@@ -201,9 +217,9 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[Any,
     return {name: (np.array(x), np.array(y)) for name, (x, y) in found.items() if len(x) > 1}
 
 
-def _is_share(name: str, values: Float[np.ndarray, "n"]) -> bool:
-    loss = any(word in name for word in ("loss", "ce", "cross_entropy", "kl", "rmse", "abs_rel"))
-    return not loss and bool((values >= 0).all() and (values <= 1).all())
+def is_share(name: str) -> bool:
+    """Whether a metric of a distillation or of an encoder's training is a share of right ones."""
+    return name.startswith("right.") or any(word in name for word in ("accuracy", "delta1"))
 
 
 def _smooth(xy: tuple[Any, Any]) -> tuple[Any, Any]:

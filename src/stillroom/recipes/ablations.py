@@ -21,10 +21,13 @@ Change = Callable[[DistillConfig], DistillConfig]
 
 
 def mini_cpu_paper() -> DistillConfig:
-    """mini_cpu with all eight terms of the paper beside its own two: the base of its tables."""
+    """mini_cpu with all eight terms of the paper beside its own two: the base of its tables.
+
+    Its slots learn from the answer alone, as the paper's do.
+    """
     base = mini_cpu()
     every = replace(base.losses, detection=True, spatial=True, multi_view=True, feature=True)
-    return replace(base, losses=every)
+    return replace(base, losses=every, slots=replace(base.slots, supervision="answer"))
 
 
 def _no_slots(config: DistillConfig) -> DistillConfig:

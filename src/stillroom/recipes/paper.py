@@ -80,13 +80,19 @@ def tiny_10gb() -> DistillConfig:
 
 
 def paper_literal() -> DistillConfig:
-    """The printed settings, for comparison: one vision token, causal mask, a question a row."""
+    """The printed settings, for comparison: one vision token, causal mask, a question a row.
+
+    Eq. 1 has its printed sign, which pushes two views of a place apart.
+    """
     base = paper_h100()
     return replace(
         base,
         student=replace(base.student, vision_pool="mean", mimetic_start=False),
+        losses=replace(base.losses, sign="paper"),
         mask="causal",
         questions_per_scene=1,
+        # A row's one question would nearly always be one of VSI-Bench's, which it does not ask.
+        other_share=0.0,
     )
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from stillroom.records import BadInputError, Question
+from stillroom.teachers.hub import commit_of, fetch
 from stillroom.teachers.llava3d_config import KNOWN_TOWERS, ClipSize
+from stillroom.teachers.llava3d_files import names_of_weights
 from stillroom.teachers.mobilevlm_projector import light_projector
 from stillroom.teachers.photos import with_instruction
 from stillroom.teachers.preprocess import CLIP_MEAN, pixel_values
@@ -149,6 +151,22 @@ class MobileVLM(LlamaForCausalLM):
             ) from None
         self.model.vision_tower.vision_tower["vision_model"] = clip
         return sorted(names - tower)
+
+
+def outside_tower(where: Path | str) -> Path | str | None:
+    """Where ``fill_missing`` finds CLIP if it is not in a checkpoint: a folder, or a hub id at a
+    commit.
+
+    Raises:
+        BadInputError: as ``fetch``, or the files cannot be read.
+    """
+    folder = fetch(where, weights=False)
+    if not any(folder.glob("*.index.json")):
+        folder = fetch(where)
+    if any(name.startswith(_CLIP) for name in names_of_weights(folder)):
+        return None
+    page: str = MobileVLMConfig.from_pretrained(folder).mm_vision_tower
+    return Path(page) if Path(page).is_dir() else f"{page}@{commit_of(page)}"
 
 
 class _ClipTower(nn.Module):
