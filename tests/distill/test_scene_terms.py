@@ -118,6 +118,21 @@ def batches_of(world: Path, folder: Path, config: DistillConfig = ALL) -> tuple[
     return student, batches
 
 
+def test_every_question_of_a_capture_has_its_turn(world: Path, tmp_path: Path) -> None:
+    _, batches = batches_of(world, tmp_path, replace(TINY, questions_per_scene=1))
+    # Not one of the four families: nothing to balance.
+    batches.items = {
+        scene_id: [
+            replace(item, question=replace(item.question, family="object_counting"))
+            for item in items
+        ]
+        for scene_id, items in batches.items.items()
+    }
+    rows = {tuple(batches.sample([0], step).packed.ids[0].tolist()) for step in range(60)}
+    asked = {tuple(item.question_ids) for item in batches.items[batches.scene_ids[0]]}
+    assert len(rows) == len(asked) > 1
+
+
 # Labels. ----------------------------------------------------------------------------------------
 
 

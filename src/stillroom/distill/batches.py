@@ -165,7 +165,9 @@ class Batches:
         items = self.items[self.scene_ids[index]]
         rng = np.random.default_rng([config.train.seed, step, index])
         if not any(item.question.family in FAMILIES for item in items):
-            return list(items[: config.questions_per_scene])  # a capture: nothing to balance
+            # A capture: nothing to balance, but every question has its turn.
+            count = min(config.questions_per_scene, len(items))
+            return [items[i] for i in sorted(rng.choice(len(items), count, replace=False))]
         chosen = choose_questions(
             [item.question for item in items],
             count=config.questions_per_scene,

@@ -73,7 +73,7 @@ def paper_h100() -> DistillConfig:
 
 
 def tiny_10gb() -> DistillConfig:
-    """The paper's small student, 1.16 B: VGGT-1B frozen, GPT-NeoX 12 x 1024; one 10 GB GPU."""
+    """The paper's small student, 1.16 B: VGGT-1B frozen, GPT-NeoX 12 x 1024; meant for 10 GB."""
     base = paper_h100()
     sizes = replace(base.student, hidden_size=1024, layers=12, intermediate_size=4096)
     return replace(base, student=sizes)

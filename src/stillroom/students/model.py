@@ -73,7 +73,9 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     config_class = StillroomConfig
     base_model_prefix = "student"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
+    # transformers' own would drop the keys and values through which questions read V; training has
+    # its own (training/precision.py).
+    supports_gradient_checkpointing = False
     _supports_sdpa = True
 
     def __init__(self, config: StillroomConfig) -> None:
