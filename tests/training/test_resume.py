@@ -15,6 +15,7 @@ import torch
 from stillroom.records import BadInputError
 from stillroom.training import checkpoint
 from stillroom.training.handed import Progress
+from stillroom.training.optim import make_optimizer
 from stillroom.training.runlog import open_run, read_log
 
 
@@ -267,3 +268,19 @@ def test_a_tied_parameter_is_saved_once_and_stays_tied(tmp_path: Path) -> None:
     checkpoint.load_weights(other, tmp_path / "w.safetensors")
     assert other.out.weight is other.embed.weight
     assert torch.equal(other.out.weight, model.out.weight)
+
+
+def test_a_checkpoint_with_other_groups_of_parameters_is_refused(tmp_path: Path) -> None:
+    """As versions wrote it in which a weighting had no learning rate of its own."""
+    model, weighting = tiny_run.make_model(), tiny_run.LearnedWeight()
+    trained = torch.nn.ModuleDict({"model": model, "weighting": weighting})
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save_checkpoint(
+        path,
+        trained=trained,
+        optimizer=make_optimizer(trained, config=tiny_run.CONFIG),
+        position=checkpoint.Position(),
+    )
+    now = make_optimizer(model, config=tiny_run.CONFIG, weighting=weighting)
+    with pytest.raises(BadInputError, match=r"other groups of parameters.*another --out"):
+        checkpoint.load_checkpoint(path, trained=trained, optimizer=now)

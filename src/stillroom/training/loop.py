@@ -31,8 +31,8 @@ from stillroom.training.handed import (
 from stillroom.training.optim import (
     clip_gradients,
     gradient_norm,
-    learning_rate_at,
     parameters_by_part,
+    set_learning_rates,
 )
 from stillroom.training.portions import Workshop, counted, draws_of
 from stillroom.training.precision import two_ways_back
@@ -134,10 +134,10 @@ def _take_step(
         _add(sums["terms"], portion.terms)
         _add(sums["metrics"], portion.metrics)
     values = _over_all(run, sums)
-    lr = learning_rate_at(index, config=config)
+    rates = set_learning_rates(run.optimizer, index, config=config)
     norms: dict[str, float] = {}
     if values["loss"]:
-        norms = _update(run, {**values["loss"], **values["terms"]}, lr)
+        norms = _update(run, {**values["loss"], **values["terms"]})
     else:
         # Nothing labelled in the whole step: no update, not even decay.
         run.optimizer.zero_grad()
@@ -161,7 +161,7 @@ def _take_step(
         **weights,
         "grad_norm": norms.pop("", None),
         "grad_norms": norms,
-        "lr": lr,
+        **rates,
         "scenes_per_s": config.scenes_per_step / (time.perf_counter() - began),
         "eta_s": _eta(run),
     }
@@ -196,7 +196,7 @@ def _accumulate(parameter: Tensor, gradient: Tensor | None) -> None:
         parameter.grad.add_(gradient)
 
 
-def _update(run: Sitting, values: Mapping[str, float], lr: float) -> dict[str, float]:
+def _update(run: Sitting, values: Mapping[str, float]) -> dict[str, float]:
     """Clip, look at every number, and only then change the weights; the gradients' norms before
     clipping, by part of the model, and of all under ""."""
     run.spread.complete_gradients()
@@ -209,8 +209,6 @@ def _update(run: Sitting, values: Mapping[str, float], lr: float) -> dict[str, f
         run.optimizer.zero_grad()
         raise TrainingDiverged(run.position.step + 1, bad)
     clip_gradients(run.parameters, norm, run.config.clip_norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
     run.optimizer.step()
     run.optimizer.zero_grad()
     return dict(zip(["", *parts], lengths, strict=True))
