@@ -629,7 +629,8 @@ def ask(words: Sequence[str]) -> int:
             question: What to ask.
             boxes: Also list the things found, in metres right, forward and up from the floor below
                 the first photo's camera.
-            depth: Also write how deep each photo is: NAME.npy in metres, NAME.png to look at.
+            depth: Also write how deep each photo is: NAME.npy in metres (or a unit of the
+                scene: the output says which), NAME.png to look at.
             diagnose: Also read the slots out: their likeliest token, beside random slots and other
                 photos. A probe, not an explanation.
             control_photos: With --diagnose: the other photos; default is a made room.

@@ -206,15 +206,20 @@ class Answer:
     text: str
 
 
+#: What lengths are told in: metres, or a unit that only one scene's lengths share.
+DepthUnit = Literal["metre", "scene"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SceneGeometry:
-    """What an answerer believes of a scene's shape; ``depth`` in metres, one map per view.
+    """What an answerer believes of a scene's shape; ``depth`` in ``depth_unit``, one map per view.
 
     ``boxes`` are kinds and boxes of things, those of a student in view0; ``box_scores`` says of
     each how sure it is (0 to 1), and is empty where nobody knows.
     """
 
     depth: Float32[np.ndarray, "views h w"] | None = None
+    depth_unit: DepthUnit = "metre"
     boxes: tuple[tuple[str, OrientedBox], ...] = ()
     box_scores: tuple[float, ...] = ()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -306,3 +308,37 @@ def test_a_split_without_an_answer_is_refused_before_anything_is_trained(
 def test_a_validation_of_no_scene_is_refused() -> None:
     with pytest.raises(BadInputError, match="validation_scenes must be at least 1, got 0"):
         replace(TINY, validation_scenes=0)
+
+
+def as_published(encoder: Path, folder: Path) -> Path:
+    """The same weights as others lay them out: nothing says that stillroom trained them."""
+    folder.mkdir()
+    shutil.copy(encoder / "model.safetensors", folder)
+    settings = json.loads((encoder / "config.json").read_text())
+    del settings["model_type"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_only_an_encoder_that_learnt_metres_tells_depth_in_metres(
+    world: Path, tmp_path: Path
+) -> None:
+    public = as_published(world / "encoder", tmp_path / "public")
+    learnt = replace(TINY, losses=replace(TINY.losses, depth_head=True))
+    units = [
+        build_student(config, encoder)[0].config.depth_unit
+        for config, encoder in (
+            (TINY, world / "encoder"),
+            (TINY, public),
+            (TINY, public / "model.safetensors"),
+            (learnt, public),
+        )
+    ]
+    assert units == ["metre", "scene", "scene", "metre"]
+    # The unit is kept with the student, and changes when its depth head learns metres.
+    student, processor = build_student(TINY, public)
+    save_student(student, processor, tmp_path / "student")
+    again = replace(TINY, start_from=str(tmp_path / "student"))
+    assert build_student(again, "")[0].config.depth_unit == "scene"
+    taught = replace(again, losses=learnt.losses)
+    assert build_student(taught, "")[0].config.depth_unit == "metre"

@@ -10,9 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_worlds import Seer, write_tiny_store
+from tiny_worlds import Seer, SeerSession, write_tiny_store
 
 from stillroom.evaluate.baselines import RecordedAnswers, Shuffled, baseline
+from stillroom.evaluate.items import ItemStore
+from stillroom.evaluate.report import write_report
 from stillroom.evaluate.run import SCENES_PER_CHUNK, evaluate, shown_scenes
 from stillroom.records import FAMILIES, Answer, BadInputError
 from stillroom.scenes.store import open_store, write_manifest, write_shard
@@ -134,6 +136,32 @@ def test_an_item_says_what_was_asked_and_what_was_looked_at(finished, store):
     counted = [line for line in lines if line["family"] == "object_counting"]
     assert counted
     assert all(line["corrected_score"] is not None for line in counted)
+
+
+def test_depth_without_a_scale_is_scored_under_a_named_alignment_only(store, tmp_path):
+    class Unscaled(SeerSession):
+        def geometry(self):
+            found = super().geometry()
+            return replace(found, depth=0.25 * found.depth, depth_unit="scene")
+
+    seer = Seer(store, errs=0.4, seed=1)
+    seer.session = Unscaled
+    results = run(store, tmp_path, {"teacher": seer, "student": seer})
+    depth = results["rows"]["student"]["metrics"]["depth"]
+    assert set(depth) == {"median"}
+    assert depth["median"]["rmse"] == pytest.approx(0.0, abs=1e-5)
+    # Beside the measured maps it is shown in their metres.
+    kept = ItemStore(tmp_path)
+    shown = shown_scenes(store.scene_ids("test"), seed=0)
+    for scene_id in shown:
+        views = store.scene(scene_id).views
+        found = kept.depth_map("student", scene_id)
+        for view, one in zip(views, found, strict=True):
+            np.testing.assert_allclose(one, view.depth[1::2, 1::2], rtol=1e-3)
+    page = write_report(results, out=tmp_path, store=store).read_text()
+    assert "as it is" not in page
+    assert "has no scale" in page
+    assert "no alignment" not in page
 
 
 def test_meteor_is_computed_for_the_rows_that_ask_for_it(store, tmp_path, monkeypatch):

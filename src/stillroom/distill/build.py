@@ -13,11 +13,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 from stillroom.distill.config import DistillConfig, StudentSizes
 from stillroom.distill.lora import add_lora
 from stillroom.engine.initial import begin_copying, match_queries
-from stillroom.records import BadInputError
+from stillroom.records import BadInputError, DepthUnit
 from stillroom.scenes.rooms import CATEGORIES
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.vggt import VGGTConfig
-from stillroom.students.encoders.vggt_load import encoder_config, load_vggt
+from stillroom.students.encoders.vggt_load import encoder_config, load_vggt, made_by_us
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.measures import MEASURES
@@ -53,12 +53,13 @@ def student_config(
     tokenizer: Tokenizer | None = None,
     *,
     feature_width: int = 0,
+    depth_unit: DepthUnit | None = None,
 ) -> StillroomConfig:
     """The transformers config of the student that a recipe describes.
 
     ``text`` is its language model's; ``tokenizer`` gives the ids that begin and end an answer, by
     default the made worlds'. ``feature_width`` is that of the teacher's features, 0 where there are
-    none.
+    none; ``depth_unit`` what the encoder's depth is told in, None for what its sizes suggest.
     """
     size, words = config.student, load_tokenizer() if tokenizer is None else tokenizer
     return StillroomConfig(
@@ -74,6 +75,7 @@ def student_config(
         max_views=size.max_views,
         blind=not config.vision,
         train_depth_head=config.losses.depth_head,
+        depth_unit=depth_unit,
         pad_token_id=words.pad_id,
         bos_token_id=words.bos_id,
         eos_token_id=words.eos_id,
@@ -245,6 +247,8 @@ def build_student(
         student, processor = _gone_on_with(config)
         student = _with_heads(student, _heads(config, feature_width), config.train.seed)
         student.config.train_depth_head = config.losses.depth_head
+        if config.losses.depth_head:
+            student.config.depth_unit = "metre"
         student.freeze()
     else:
         student, processor = _fresh(config, encoder, language_model, tokenizer, feature_width)
@@ -268,7 +272,16 @@ def _fresh(
         else language_config(config.student, words)
     )
     vggt = load_vggt(encoder, heads=KEPT_HEADS)
-    built = student_config(config, vggt.config, text, words, feature_width=feature_width)
+    # Trained on measured depth, by us then or in this run.
+    metric = config.losses.depth_head or made_by_us(encoder)
+    built = student_config(
+        config,
+        vggt.config,
+        text,
+        words,
+        feature_width=feature_width,
+        depth_unit="metre" if metric else "scene",
+    )
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)
     if language_model:

@@ -42,7 +42,7 @@ class FeatureCache:
     scene_ids: tuple[str, ...]
     # Patch tokens of the round that the connector reads.
     tokens: Float[np.ndarray, "n v p d"]
-    # The encoder's own depth [m] per cell.
+    # The encoder's own depth per cell, in its unit.
     own_depth: Float[np.ndarray, "n v g g"]
     # Measured depth [m] per cell, 0 where less than half of the cell has any.
     true_depth: Float[np.ndarray, "n v g g"]

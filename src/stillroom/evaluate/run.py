@@ -13,7 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from stillroom.evaluate.baselines import looked_at
-from stillroom.evaluate.depth_metrics import DEPTH_ERRORS, Alignment, depth_errors, resized
+from stillroom.evaluate.depth_metrics import (
+    DEPTH_ERRORS,
+    alignments_of,
+    depth_errors,
+    median_scaled,
+    resized,
+)
 from stillroom.evaluate.intervals import DRAWS, Resampler
 from stillroom.evaluate.items import ITEM_SCHEMA, ItemStore, write_items
 from stillroom.evaluate.tables import RowItems, metric_table, retention_table, score_table
@@ -36,7 +42,6 @@ logger = logging.getLogger(__name__)
 SCENES_PER_CHUNK = 8
 #: Scenes whose depth is kept for the report, drawn by seed before anything is answered.
 SHOWN_SCENES = 3
-TABLE_ALIGNMENTS: tuple[Alignment, ...] = ("none", "median")
 
 Row = Callable[[], Answerer] | Answerer
 #: Id of the wording in which a question is asked: question and lettered options, nothing else.
@@ -196,9 +201,10 @@ def _answer_chunk(
         ]
         predicted = _geometry(session)
         if predicted is not None and predicted.depth is not None:
-            depth += _depth_rows(row, _seen(session, scene), predicted.depth)
+            seen = seen_by(session, scene)
+            depth += _depth_rows(row, seen, predicted)
             if scene_id in shown:
-                kept.write_depth_map(row, scene_id, predicted.depth)
+                kept.write_depth_map(row, scene_id, shown_depth(seen, predicted))
     kept.write(row, number, items, depth, seconds=time.monotonic() - started)
 
 
@@ -257,14 +263,29 @@ def frames_of(session: Session, scene: Scene) -> list[str] | None:
     return looked_at(session, scene)
 
 
-def _seen(session: Session, scene: Scene) -> Scene:
+def seen_by(session: Session, scene: Scene) -> Scene:
     """The views that the session's depth maps belong to; all of them, unless it says otherwise."""
     say = getattr(session, "seen", None)
     return say(scene) if callable(say) else scene
 
 
-def _depth_rows(row: str, scene: Scene, depth: np.ndarray) -> list[dict[str, Any]]:
-    """One line per measured view and alignment."""
+def shown_depth(scene: Scene, found: SceneGeometry) -> np.ndarray:
+    """Depth maps to be looked at beside measured ones: what has no scale is brought to theirs."""
+    assert found.depth is not None
+    if found.depth_unit == "metre":
+        return found.depth
+    return np.stack(
+        [
+            one if view.depth is None else median_scaled(one, view.depth)
+            for view, one in zip(scene.views, found.depth, strict=True)
+        ]
+    )
+
+
+def _depth_rows(row: str, scene: Scene, found: SceneGeometry) -> list[dict[str, Any]]:
+    """One line per measured view and alignment; depth without a scale is never taken as metres."""
+    depth = found.depth
+    assert depth is not None
     if len(depth) != len(scene.views):
         raise ValueError(f"{row} gave {len(depth)} depth maps for {len(scene.views)} views")
     rows: list[dict[str, Any]] = []
@@ -272,7 +293,7 @@ def _depth_rows(row: str, scene: Scene, depth: np.ndarray) -> list[dict[str, Any
         if view.depth is None:
             continue
         same_size = resized(predicted, *view.depth.shape)
-        for alignment in TABLE_ALIGNMENTS:
+        for alignment in alignments_of(found.depth_unit):
             errors = depth_errors(same_size, view.depth, alignment=alignment)
             if errors is not None:
                 rows.append(

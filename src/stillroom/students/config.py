@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from stillroom.records import BadInputError
+from stillroom.records import BadInputError, DepthUnit
 from stillroom.students.encoders.vggt import VGGTConfig, mini_config
+from stillroom.students.encoders.vggt_config import PUBLISHED
 
 #: Where the paper's recipes put the depth bins, in metres.
 DEPTH_NEAR, DEPTH_FAR = 0.3, 10.0
@@ -36,6 +38,9 @@ class StillroomConfig(PretrainedConfig):
     freeze_encoder: bool = True
     # A frozen encoder's depth head may learn all the same.
     train_depth_head: bool = False
+    # What the encoder's own depth is told in. None (checkpoints from before there was this) is
+    # metres, but of an encoder of the public VGGT-1B's sizes, whose depth has no scale.
+    depth_unit: DepthUnit | None = None
     # Vision tokens per view: this many rows and columns.
     vision_grid: int = 8
     # grid: every cell is a token. mean: the whole scene is one token (the papers' literal reading).
@@ -95,6 +100,9 @@ class StillroomConfig(PretrainedConfig):
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         if self.slot_kind == "none" or self.slot_count == 0:
             self.slot_kind, self.slot_count = "none", 0
+        if self.depth_unit is None:
+            scaled = self.train_depth_head or not _as_published(self.vggt)
+            self.depth_unit = "metre" if scaled else "scene"
         super().__post_init__(**kwargs)
         complaint = self._complaint()
         if complaint:
@@ -108,6 +116,8 @@ class StillroomConfig(PretrainedConfig):
             return "vision_grid and max_views must be at least 1"
         if self.train_depth_head and not vggt.depth_head:
             return "train_depth_head needs an encoder with a depth head"
+        if self.depth_unit not in get_args(DepthUnit):
+            return f"depth_unit must be metre or scene, got {self.depth_unit!r}"
         if self.slot_count < 0:
             return f"slot_count must not be negative, got {self.slot_count}"
         if not 0 <= self.round_read < vggt.rounds:
@@ -171,6 +181,12 @@ class StillroomConfig(PretrainedConfig):
     def hidden_size(self) -> int:
         """Width of the language model, and so of vision tokens and slots."""
         return int(self.language_model.hidden_size)
+
+
+def _as_published(vggt: VGGTConfig) -> bool:
+    """Whether an encoder has the sizes of a published checkpoint, whichever heads it kept."""
+    whole = replace(vggt, camera_head=True, depth_head=True, point_head=True)
+    return whole in PUBLISHED.values()
 
 
 def neox_config(
