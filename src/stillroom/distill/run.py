@@ -21,7 +21,7 @@ from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.lacking import scenes_without, steps_without
 from stillroom.distill.lora import merged_state
 from stillroom.distill.own_depth import ScaledDepth
-from stillroom.distill.provenance import provenance
+from stillroom.distill.provenance import parent_facts, provenance
 from stillroom.distill.reach import require_reach, sheltered_slots, term_reach
 from stillroom.distill.step import count_labelled, distill_step, tokens_right
 from stillroom.distill.targets import (
@@ -111,6 +111,7 @@ def distill(
             steps=result.steps,
             seconds=result.seconds,
             meta=meta or {},
+            parent=ready.parent,
         )
         write_card(home, facts)
     processes.wait()
@@ -129,6 +130,8 @@ class _Ready:
     training: Batches
     held_out: Batches
     finished: bool
+    # What is recorded of the student that it began from.
+    parent: dict[str, Any] | None
 
 
 def _prepare(
@@ -154,6 +157,7 @@ def _prepare(
     student, processor = build_student(
         config, encoder, language_model, tokenizer, feature_width=width
     )
+    parent = parent_facts(config.start_from)
     by_text = must_read_text(processor.tokenizer, student.config.get_text_config(), taught, config)
     revision = _digest(student.encoder)
     settings = {
@@ -206,6 +210,7 @@ def _prepare(
         training=training,
         held_out=held_out,
         finished=run.finished is not None,
+        parent=parent,
     )
 
 
