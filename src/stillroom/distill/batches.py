@@ -210,6 +210,8 @@ class Batches:
         cells = self.features.cells[rows].astype(np.int64).reshape(len(rows), -1)
         shown = np.take_along_axis(self.features.objects[rows], cells[:, :, None], axis=1)[..., :2]
         shown[~known] = UNKNOWN
+        # A thing whose kind or colour has no word of ours is not nameless: nobody says what it is.
+        shown[(cells > 0)[..., None] & (shown == 0)] = UNKNOWN
         tokens = torch.from_numpy(self.features.tokens[rows].astype(np.float32))
         true = torch.from_numpy(self.features.true_depth[rows].astype(np.float32))
         return Batch(

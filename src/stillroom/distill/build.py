@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def student_config(
     tokenizer: Tokenizer | None = None,
     *,
     feature_width: int = 0,
+    kinds: Sequence[str] = CATEGORIES,
     depth_unit: DepthUnit | None = None,
 ) -> StillroomConfig:
     """The transformers config of the student that a recipe describes.
@@ -81,11 +82,11 @@ def student_config(
         eos_token_id=words.eos_id,
         mention_level=size.mention_level,
         measure_level=size.measure_level,
-        **_heads(config, feature_width),
+        **_heads(config, feature_width, kinds),
     )
 
 
-def _heads(config: DistillConfig, feature_width: int) -> dict[str, Any]:
+def _heads(config: DistillConfig, feature_width: int, kinds: Sequence[str]) -> dict[str, Any]:
     """Settings of the heads that the losses ask for; one that nothing trains is not made."""
     size, losses, found = config.student, config.losses, dict[str, Any]()
     if losses.measures:
@@ -95,7 +96,7 @@ def _heads(config: DistillConfig, feature_width: int) -> dict[str, Any]:
             "detection_queries": size.detection_queries,
             "detection_width": size.detection_width,
             "detection_layers": size.detection_layers,
-            "detection_kinds": list(CATEGORIES),
+            "detection_kinds": list(kinds),
         }
     if losses.spatial:
         found["relation_width"] = size.relation_width
@@ -232,12 +233,13 @@ def build_student(
     tokenizer: Path | str = "",
     *,
     feature_width: int = 0,
+    kinds: Sequence[str] = CATEGORIES,
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     """A student ready to be trained, drawn from the recipe's seed.
 
     ``encoder``, ``language_model`` and ``tokenizer`` are where those of the recipe lie. A student
     to go on from gets the heads that the losses ask for and it lacks. ``feature_width`` as in
-    ``student_config``.
+    ``student_config``; ``kinds`` are what a new detector tells apart.
 
     Raises:
         BadInputError: no such encoder, language model or tokenizer, or ``start_from`` is no
@@ -245,13 +247,15 @@ def build_student(
     """
     if config.start_from:
         student, processor = _gone_on_with(config)
-        student = _with_heads(student, _heads(config, feature_width), config.train.seed)
+        student = _with_heads(student, _heads(config, feature_width, kinds), config.train.seed)
         student.config.train_depth_head = config.losses.depth_head
         if config.losses.depth_head:
             student.config.depth_unit = "metre"
         student.freeze()
     else:
-        student, processor = _fresh(config, encoder, language_model, tokenizer, feature_width)
+        student, processor = _fresh(
+            config, encoder, language_model, tokenizer, feature_width, kinds
+        )
     if config.lora.rank:
         torch.manual_seed(config.train.seed)
         add_lora(student, config.lora)
@@ -264,6 +268,7 @@ def _fresh(
     language_model: Path | str,
     tokenizer: Path | str,
     feature_width: int,
+    kinds: Sequence[str],
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     words = recipe_tokenizer(tokenizer, language_model)
     text = (
@@ -280,6 +285,7 @@ def _fresh(
         text,
         words,
         feature_width=feature_width,
+        kinds=kinds,
         depth_unit="metre" if metric else "scene",
     )
     torch.manual_seed(config.train.seed)

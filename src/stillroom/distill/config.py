@@ -44,6 +44,10 @@ class StudentSizes:
     detection_queries: int = 16
     detection_width: int = 64
     detection_layers: int = 2
+    # Of scenes with other things than made rooms have: the detector tells the kinds apart of which
+    # there are at least so many things, at most so many kinds. Of others it learns the boxes.
+    detection_least: int = 5
+    detection_kinds: int = 100
     # Inner width of the head that relates things, where losses.spatial asks for one.
     relation_width: int = 64
     # Width of the teacher's features, where losses.spatial or losses.feature ask for them; 0 takes
@@ -56,7 +60,13 @@ class StudentSizes:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a sentence."""
-        for name in ("detection_queries", "detection_layers", "relation_width"):
+        for name in (
+            "detection_queries",
+            "detection_layers",
+            "detection_least",
+            "detection_kinds",
+            "relation_width",
+        ):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.feature_width < 0:

@@ -19,7 +19,7 @@ from stillroom.distill.pretrain_batches import cell_objects
 from stillroom.distill.scene_pack import Progress, packed
 from stillroom.geometry.poses import view0_from_world
 from stillroom.records import BadInputError, Scene, View, content_hash
-from stillroom.scenes.pixels import MOST_OBJECTS, object_table
+from stillroom.scenes.pixels import MOST_OBJECTS, object_rows, object_table, shown_rows
 from stillroom.scenes.store import SceneStore
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ class FeatureCache:
     own_depth: Float[np.ndarray, "n v g g"]
     # Measured depth [m] per cell, 0 where less than half of the cell has any.
     true_depth: Float[np.ndarray, "n v g g"]
-    # object_id of what each cell shows, 0 for walls and floor or where nobody knows; small whole
-    # numbers, which half precision holds exactly.
+    # Row of ``objects`` of what each cell shows, 0 for walls and floor or where nobody knows; small
+    # whole numbers, which half precision holds exactly.
     cells: Float[np.ndarray, "n v g g"]
     # What is in the scene, as in ``scenes.pixels.object_table``; zeros where nobody knows.
     objects: Float[np.ndarray, "n m 8"]
@@ -141,11 +141,13 @@ class _Reader:
 
 
 def cell_ids(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:
-    """object_id of what each cell of the encoder's crop shows; 0 for walls, floor, the unknown."""
+    """What each cell of the encoder's crop shows, as a row of the object table; 0 for walls, floor
+    and where nobody knows."""
+    rows = object_rows(scene)
     shown = [
         np.zeros(view.rgb.shape[:2], np.float32)
         if view.instances is None
-        else view.instances.astype(np.float32)
+        else shown_rows(view.instances, rows).astype(np.float32)
         for view in scene.views
     ]
     maps = torch.from_numpy(processor.depth(shown)).long()[None]

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LossConfig
+from stillroom.distill.config import DistillConfig, LossConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.lacking import scenes_without, steps_without
 from stillroom.distill.lora import merged_state
@@ -29,9 +29,11 @@ from stillroom.distill.targets import (
     Teacher,
     cache_targets,
     find_teacher,
+    kinds_to_tell,
 )
 from stillroom.distill.weighting import make_weighting
 from stillroom.records import BadInputError, TeacherLabel, content_hash
+from stillroom.scenes.rooms import CATEGORIES
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
@@ -154,9 +156,18 @@ def _prepare(
     reads_features = losses.spatial or losses.feature
     teacher = find_teacher(taught, every, settings=taught.settings) if reads_features else None
     width = _feature_width(config, teacher)
+    found = store.kinds(every) if losses.detection else {}
+    sizes = config.student
     student, processor = build_student(
-        config, encoder, language_model, tokenizer, feature_width=width
+        config,
+        encoder,
+        language_model,
+        tokenizer,
+        feature_width=width,
+        kinds=kinds_to_tell(found, most=sizes.detection_kinds, least=sizes.detection_least),
     )
+    kinds = student.config.detection_kinds or CATEGORIES
+    _say_kinds(found, kinds)
     parent = parent_facts(config.start_from)
     by_text = must_read_text(processor.tokenizer, student.config.get_text_config(), taught, config)
     revision = _digest(student.encoder)
@@ -193,6 +204,7 @@ def _prepare(
         losses=losses,
         teacher=teacher,
         own_depth=own_depth,
+        kinds=kinds,
     )
     training, held_out = (
         _batches(config, features, targets, store, taught, ids[name], processor, by_text=by_text)
@@ -214,6 +226,23 @@ def _prepare(
     )
 
 
+def _say_kinds(found: Mapping[str, int], kinds: Sequence[str]) -> None:
+    """How many things of the scenes are none of the kinds that the student tells apart."""
+    others = {kind: count for kind, count in found.items() if kind not in kinds}
+    if others:
+        some = ", ".join(sorted(others, key=lambda kind: (-others[kind], kind))[:10])
+        logger.info(
+            "detection tells %d kinds apart; %d of %d things are of %d others, whose boxes alone "
+            "are learnt (%s%s)",
+            len(kinds),
+            sum(others.values()),
+            sum(found.values()),
+            len(others),
+            some,
+            ", ..." if len(others) > 10 else "",
+        )
+
+
 def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     """All of a config that shapes a run."""
     # Where the features lie changes nothing of them.
@@ -221,6 +250,11 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     if not config.shelters_slots:
         # Either word then means what slots did before there was one: begun runs go on.
         del found["slots"]["supervision"]
+    # What runs had before there was the choice: begun ones go on.
+    before = asdict(StudentSizes())
+    for name in ("detection_least", "detection_kinds"):
+        if not config.losses.detection or found["student"][name] == before[name]:
+            del found["student"][name]
     return found
 
 

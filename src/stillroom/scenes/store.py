@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -213,6 +213,20 @@ class SceneStore:
             file = _held(self._files, shard, lambda: _open_parquet(self._shards[shard]))
             self._group = ((shard, group), file.read_row_group(group).to_pylist())
         return _scene(self._group[1][within])
+
+    def kinds(self, scene_ids: Iterable[str]) -> Counter[str]:
+        """How many things of each kind some scenes have; no picture is read."""
+        wanted = set(scene_ids)
+        found: Counter[str] = Counter()
+        for number, ids in enumerate(self._ids):
+            if wanted.isdisjoint(ids):
+                continue
+            with _open_parquet(self._shards[number]) as table:
+                rows = table.read(columns=["scene_id", "objects"]).to_pylist()
+            for row in rows:
+                if row["scene_id"] in wanted:
+                    found.update(thing["category"] for thing in row["objects"])
+        return found
 
     def iter_scenes(self, split: str | None = None) -> Iterator[Scene]:
         """Scenes in the order of making; one row group in memory at a time."""
