@@ -342,3 +342,15 @@ def test_only_an_encoder_that_learnt_metres_tells_depth_in_metres(
     assert build_student(again, "")[0].config.depth_unit == "scene"
     taught = replace(again, losses=learnt.losses)
     assert build_student(taught, "")[0].config.depth_unit == "metre"
+
+
+def test_heads_that_do_not_share_the_width_evenly_are_refused() -> None:
+    with pytest.raises(BadInputError, match="hidden_size 16 must be a multiple of heads, got 3"):
+        replace(TINY.student, heads=3)
+    with pytest.raises(BadInputError, match="must be a multiple of heads, got 0"):
+        replace(TINY.student, heads=0)
+
+
+def test_no_scene_a_pass_is_refused() -> None:
+    with pytest.raises(BadInputError, match="scenes_per_pass must be at least 1, got 0"):
+        replace(TINY, scenes_per_pass=0)

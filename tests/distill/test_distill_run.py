@@ -6,18 +6,20 @@ import time
 from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_world import write_world
 
+from stillroom.distill import run as run_module
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.run import distill, text_alone
-from stillroom.distill.step import count_labelled
+from stillroom.distill.step import count_labelled, distill_step
 from stillroom.engine.naming import UNKNOWN
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.poses import transform, view0_from_world
@@ -25,6 +27,8 @@ from stillroom.records import BadInputError
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.students.encoders.vggt import VGGT
+from stillroom.students.encoders.vggt_load import load_vggt
+from stillroom.students.model import StillroomStudent
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_store import open_labels
@@ -114,6 +118,54 @@ def test_the_encoder_runs_once_per_scene(
     for name in ("checkpoint.pt", "best.safetensors", "result.json", "log.jsonl"):
         (tmp_path / "run" / name).unlink()
     assert "after 6 steps" in run(world, tmp_path / "run")
+
+
+def test_the_encoder_takes_no_memory_while_its_features_are_trained_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def spied(student: StillroomStudent, *given: Any) -> Any:
+        found.append(sum(value.numel() for value in student.encoder.parameters()))
+        return distill_step(student, *given)
+
+    # Where a step is taken and where it is evaluated; not where a run begins (reach.py).
+    monkeypatch.setattr(run_module, "distill_step", spied)
+    run(world, tmp_path / "run")
+    # Six steps, and two evaluations of the two validation scenes and of some training scenes.
+    assert len(found) >= 8
+    assert set(found) == {0}
+    # The student has it again, as it was.
+    kept = load_vggt(world / "encoder", heads=("depth_head",)).state_dict()
+    student = StudentAnswerer.from_folder(tmp_path / "run" / "student").student
+    for name, value in student.encoder.state_dict().items():
+        assert torch.equal(value, kept[name]), name
+    # With a part of it in training it stays.
+    found.clear()
+    learns = replace(TINY, losses=LossConfig(depth_head=True))
+    run(world, tmp_path / "head", learns)
+    assert min(found) > 0
+
+
+def test_scenes_of_a_pass_change_neither_the_run_nor_its_folder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = VGGT.encode
+
+    def spied(self: VGGT, images: torch.Tensor, *given: Any, **more: Any) -> Any:
+        sizes.append(len(images))
+        return encode(self, images, *given, **more)
+
+    monkeypatch.setattr(VGGT, "encode", spied)
+    run(world, tmp_path / "one")
+    assert set(sizes) == {1}
+    sizes.clear()
+    run(world, tmp_path / "many", replace(TINY, scenes_per_pass=3))
+    assert sizes == [3, 3, 2]
+    assert "after 6 steps" in run(world, tmp_path / "one", replace(TINY, scenes_per_pass=3))
+    one, many = (read_log(tmp_path / name, kind="step") for name in ("one", "many"))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in many], abs=1e-2)
 
 
 def test_other_settings_in_the_same_folder_are_refused(world: Path, tmp_path: Path) -> None:
@@ -227,7 +279,13 @@ def test_names_stand_at_their_boxes_and_cells_at_their_things(world: Path, tmp_p
     asked = store.questions(scene.scene_id)
     student, processor = build_student(TINY, world / "encoder")
     cache = cache_features(
-        student, processor, store, [scene.scene_id], tmp_path / "features", encoder="x"
+        student,
+        processor,
+        store,
+        [scene.scene_id],
+        tmp_path / "features",
+        encoder="x",
+        scenes_per_pass=1,
     )
     labels = {scene.scene_id: open_labels(world / "labels").labels(scene.scene_id)}
     prompts = {q.question_id: q.prompt for q in asked}

@@ -15,6 +15,7 @@ import torch
 from test_distill_run import TINY, run
 from test_distill_run import world as world  # the same scenes, labels and encoder
 
+from stillroom.distill import own_depth
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import (
@@ -49,9 +50,9 @@ from stillroom.records import BadInputError, Scene, SceneFeatures
 from stillroom.scenes.pixels import OTHERS, object_rows, object_table, shown_rows
 from stillroom.scenes.rooms import CATEGORIES, COLOURS, make_room
 from stillroom.scenes.store import open_store, write_manifest, write_shard
-from stillroom.students.connector import VisionFeatures
+from stillroom.students.config import StillroomConfig
 from stillroom.students.detector import oriented_box
-from stillroom.students.encoders.vggt import VGGT, VGGTOutput
+from stillroom.students.encoders.vggt import VGGT, Aggregator, VGGTOutput
 from stillroom.students.encoders.vggt_camera import decode_pose, encode_pose, invert_w2c
 from stillroom.students.encoders.vggt_load import load_vggt, save_vggt
 from stillroom.students.processor import StillroomProcessor
@@ -109,7 +110,9 @@ def batches_of(world: Path, folder: Path, config: DistillConfig = ALL) -> tuple[
     student, processor = build_student(
         config, world / "encoder", feature_width=0 if teacher is None else teacher.width
     )
-    features = cache_features(student, processor, store, ids, folder, encoder="x")
+    features = cache_features(
+        student, processor, store, ids, folder, encoder="x", scenes_per_pass=2
+    )
     targets = cache_targets(
         store, ids, folder, processor=processor, grid=2, losses=config.losses, teacher=teacher
     )
@@ -675,30 +678,69 @@ def test_own_depth_brings_cells_together_where_asked(world: Path, tmp_path: Path
     assert found[0] != found[1]
 
 
+@pytest.mark.usefixtures("taught")
+def test_own_depth_and_features_take_one_pass_of_the_encoder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    run_it = Aggregator.forward
+
+    def spied(self: Aggregator, images: torch.Tensor, rounds: Any) -> Any:
+        seen.append(len(images))
+        return run_it(self, images, rounds)
+
+    monkeypatch.setattr(Aggregator, "forward", spied)
+    config = replace(tiny_encoder_config(), camera_head=True)
+    save_vggt(VGGT(config, seed=0), tmp_path / "encoder")
+    asked = replace(TINY, losses=LossConfig(multi_view=True, pairs_from="own"), scenes_per_pass=3)
+    # Measured depth is gone, so that the scale comes from the cameras of the same pass.
+    monkeypatch.setattr(own_depth, "measured_depth", lambda *_: np.zeros((2, 28, 28), np.float32))
+    distill(
+        asked,
+        scenes=world / "scenes",
+        labels=world / "labels",
+        out=tmp_path / "run",
+        encoder=tmp_path / "encoder",
+    )
+    assert sum(seen) == len(open_store(world / "scenes").scene_ids())
+    # What it says of photos is what the student says of them.
+    student, processor = build_student(asked, tmp_path / "encoder")
+    photos = torch.rand(2, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    own = ScaledDepth(student, processor, tmp_path / "encoder").see(["a", "b"], photos)
+    plain = student.features(photos)
+    torch.testing.assert_close(own.tokens, plain.tokens)
+    torch.testing.assert_close(own.depth, plain.depth)
+
+
 class OtherUnit:
     """A student whose encoder tells the depth of a room in a unit of its own."""
 
     device = torch.device("cpu")
+    config = StillroomConfig(
+        encoder=replace(tiny_encoder_config(), patch_size=28).to_dict(),
+        image_size=112,
+        vision_grid=2,
+    )
 
     def __init__(self, depth: np.ndarray, unit_m: float) -> None:
         self.depth = torch.from_numpy(depth / np.float32(unit_m))[None]
+        self.encoder = self
 
-    def features(self, images: torch.Tensor) -> VisionFeatures:
-        tokens = torch.zeros(*images.shape[:2], 4, 8)
-        return VisionFeatures(tokens=tokens, depth=self.depth[..., :2, :2], depth_map=self.depth)
+    def encode(self, images: torch.Tensor, rounds: Any, **_: Any) -> VGGTOutput:
+        tokens = torch.zeros(*images.shape[:2], self.config.vggt.special_tokens + 16, 8)
+        return VGGTOutput(tokens=dict.fromkeys(rounds, tokens), depth=self.depth)
 
 
 class OtherUnitCameras:
-    """An encoder whose camera head knows where the photos were taken, in that unit."""
+    """A camera head that knows where the photos were taken, in that unit."""
 
     def __init__(self, c2w: np.ndarray, intrinsics: np.ndarray, unit_m: float) -> None:
         w2c = np.linalg.inv(np.linalg.inv(c2w[0]) @ c2w)[:, :3]
         w2c[..., 3] /= unit_m
         self.code = encode_pose(torch.from_numpy(w2c), torch.from_numpy(intrinsics), (112, 112))
 
-    def encode(self, *_: Any, heads: tuple[str, ...]) -> VGGTOutput:
-        assert heads == ("camera",)
-        return VGGTOutput(tokens={}, pose_enc=self.code[None].float())
+    def __call__(self, camera_tokens: torch.Tensor) -> list[torch.Tensor]:
+        return [self.code[None].float()]
 
 
 def test_own_depth_of_another_unit_gives_the_pairs_that_measured_depth_gives(
@@ -716,7 +758,7 @@ def test_own_depth_of_another_unit_gives_the_pairs_that_measured_depth_gives(
 
     def pairs(room: Scene, cameras: Any) -> np.ndarray:
         own = ScaledDepth(encoder, processor, "")
-        monkeypatch.setattr(ScaledDepth, "_cameras", cameras)
+        monkeypatch.setattr(ScaledDepth, "_camera_head", cameras)
         return correspond(*posed_depth(room, processor, own), grid=8)
 
     def same(found: np.ndarray) -> bool:
@@ -787,6 +829,8 @@ def test_a_student_to_go_on_from_gets_the_heads_it_lacks(world: Path, tmp_path: 
     ("changes", "sentence"),
     [
         ({"weights": {"text": 2.0}}, "need losses.weighting static"),
+        ({"reach_nothing": ("foo",)}, "reach_nothing names 'foo', which is no term or part"),
+        ({"reach_nothing": ("text", "detection")}, "reach_nothing names 'detection'"),
         ({"weighting": "static", "weights": {"feature": 2.0}}, "no term that is on"),
         ({"weighting": "static", "weights": {"text": -1.0}}, "must not be negative"),
         ({"cross_view": -0.1}, "cross_view must not be negative"),

@@ -69,6 +69,11 @@ class StudentSizes:
         ):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.heads < 1 or self.hidden_size % self.heads:
+            raise BadInputError(
+                f"hidden_size {self.hidden_size} must be a multiple of heads, got {self.heads}; "
+                "change --student.heads or --student.hidden-size"
+            )
         if self.feature_width < 0:
             raise BadInputError(f"feature_width must not be negative, got {self.feature_width}")
         if self.detection_width < 1 or self.detection_width % 32:
@@ -165,6 +170,13 @@ class LossConfig:
                 f"losses.weights names {unknown[0]!r}, which is no term that is on; those are "
                 f"{', '.join(self.terms)}"
             )
+        known = {*self.terms, *(part for parts in self.parts.values() for part in parts)}
+        strange = [name for name in self.reach_nothing if name not in known]
+        if strange:
+            raise BadInputError(
+                f"losses.reach_nothing names {strange[0]!r}, which is no term or part that is on; "
+                f"those are {', '.join(sorted(known))}"
+            )
         if any(weight < 0 for weight in self.weights.values()):
             raise BadInputError(f"losses.weights must not be negative, got {self.weights}")
 
@@ -242,6 +254,9 @@ class DistillConfig:
     # Where the frozen encoder's features are kept. Empty is the run's own folder; runs that share
     # one run the encoder once for all of them.
     features: str = ""
+    # Scenes that share a pass of the frozen encoder while its features are made; more need more of
+    # the device's memory.
+    scenes_per_pass: int = 1
     # False hides the pictures: the retrained blind student.
     vision: bool = True
     # Go on from this checkpoint instead of from scratch; empty is from scratch.
@@ -275,10 +290,9 @@ class DistillConfig:
                 "ways back through the model, for which fsdp does not keep it; take "
                 "--train.parallel ddp, --slots.supervision extra or turn these terms off"
             )
-        if self.questions_per_scene < 1:
-            raise BadInputError(
-                f"questions_per_scene must be at least 1, got {self.questions_per_scene}"
-            )
+        for name in ("questions_per_scene", "scenes_per_pass", "validation_scenes"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lora.rank and not (self.language_model or self.start_from):
             raise BadInputError(
                 "lora needs a pretrained language_model to update; name one, or set lora.rank 0"
@@ -288,10 +302,6 @@ class DistillConfig:
                 f"lora.dropout {self.lora.dropout} is drawn at random, and train.workers "
                 f"{self.train.workers} would draw from one generator in no fixed order; set "
                 "--train.workers 1 or --lora.dropout 0"
-            )
-        if self.validation_scenes < 1:
-            raise BadInputError(
-                f"validation_scenes must be at least 1, got {self.validation_scenes}"
             )
         for name in ("description_share", "other_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:

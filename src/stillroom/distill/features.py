@@ -5,7 +5,7 @@ Runs that share a folder share the scenes that they have in common, whatever els
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,6 +21,7 @@ from stillroom.geometry.poses import view0_from_world
 from stillroom.records import BadInputError, Scene, View, content_hash
 from stillroom.scenes.pixels import MOST_OBJECTS, object_rows, object_table, shown_rows
 from stillroom.scenes.store import SceneStore
+from stillroom.students.connector import VisionFeatures
 
 if TYPE_CHECKING:
     from stillroom.students.model import StillroomStudent
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 #: Share of a cell that an object must cover to be the cell's.
 SMALLEST_COVER = 0.2
-#: Scenes that share one encoder pass while the cache is made.
-SCENES_PER_PASS = 8
+#: What an encoder says of the photos of some scenes.
+See = Callable[[Sequence[str], Float[Tensor, "b v 3 s s"]], VisionFeatures]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +69,17 @@ def cache_features(
     folder: Path,
     *,
     encoder: str,
+    scenes_per_pass: int,
     precision: Literal["fp32", "bf16"] = "fp32",
+    see: See | None = None,
     progress: Progress | None = None,
 ) -> FeatureCache:
     """Run the encoder over scenes once and keep what the connector reads, in half precision.
 
     ``encoder`` names the encoder's revision. A scene (its id names its content) is read anew for
     another one, and for whatever else shapes the features, but not for another list of scenes.
+    ``scenes_per_pass`` scenes are read together; ``see`` stands in for the student's own
+    ``features``.
     Killed at any moment, the next call goes on behind the last scenes that were done; several
     calls at once share the work.
 
@@ -95,8 +100,8 @@ def cache_features(
     pack = packed(
         folder / f"features-{content_hash(shaped_by)}",
         scene_ids,
-        _Reader(student, processor, store, precision).read,
-        at_once=SCENES_PER_PASS,
+        _Reader(student, processor, store, precision, see).read,
+        at_once=scenes_per_pass,
         progress=progress,
     )
     return FeatureCache(scene_ids=pack.scene_ids, **pack.arrays)
@@ -110,6 +115,7 @@ class _Reader:
     processor: StillroomProcessor
     store: SceneStore
     precision: str
+    see: See | None
 
     @torch.no_grad()
     def read(self, scene_ids: Sequence[str]) -> dict[str, np.ndarray]:
@@ -125,7 +131,8 @@ class _Reader:
         photos = np.stack([processor.images([v.rgb for v in scene.views]) for scene in scenes])
         device = student.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            features = student.features(torch.from_numpy(photos).to(device))
+            given = torch.from_numpy(photos).to(device)
+            features = student.features(given) if self.see is None else self.see(scene_ids, given)
         grid = student.config.vision_grid
         values = {
             "tokens": features.tokens,

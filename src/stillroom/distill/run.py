@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stillroom.distill.provenance import parent_facts, provenance
 from stillroom.distill.reach import require_reach, sheltered_slots, term_reach
 from stillroom.distill.step import count_labelled, distill_step, tokens_right
 from stillroom.distill.targets import (
+    SCENES_AT_ONCE,
     SceneTargets,
     Teacher,
     cache_targets,
@@ -85,20 +87,21 @@ def distill(
     with processes.main_first():
         ready = _prepare(config, open_store(scenes), open_labels(labels), out, processes, **places)
     student, losses = ready.student, config.losses
-    result = train(
-        config=config.train,
-        model=student,
-        weighting=make_weighting(losses),
-        sheltered=sheltered_slots(student, config),
-        step=lambda batch: distill_step(student, batch, losses),
-        count=count_labelled,
-        batch_at=ready.training.at,
-        evaluate=lambda: _evaluate(student, ready.held_out, losses),
-        best_by="answer_ce",
-        out=out,
-        settings=ready.settings,
-        progress=count_steps(progress),
-    )
+    with _encoder_aside(student):
+        result = train(
+            config=config.train,
+            model=student,
+            weighting=make_weighting(losses),
+            sheltered=sheltered_slots(student, config),
+            step=lambda batch: distill_step(student, batch, losses),
+            count=count_labelled,
+            batch_at=ready.training.at,
+            evaluate=lambda: _evaluate(student, ready.held_out, losses),
+            best_by="answer_ce",
+            out=out,
+            settings=ready.settings,
+            progress=count_steps(progress),
+        )
     home = out / "student"
     if processes.main and not (ready.finished and (home / PROVENANCE_FILE).is_file()):
         _say("steps", steps_without(out, losses))
@@ -119,6 +122,22 @@ def distill(
     processes.wait()
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
     return f"{home} after {result.steps} steps, best at {result.best_step}: {shown}"
+
+
+@contextmanager
+def _encoder_aside(student: StillroomStudent) -> Iterator[None]:
+    """A student without its encoder, if all that is read of it is kept: it waits on the CPU, and
+    the memory it had on the device is the training's."""
+    encoder = student.encoder
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        yield
+        return
+    student.encoder = nn.Identity()  # type: ignore[assignment]
+    encoder.to("cpu")
+    try:
+        yield
+    finally:
+        student.encoder = encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,30 +201,40 @@ def _prepare(
     # Refuse a foreign folder before anything is computed or written.
     run = open_run(out, config=config.train, settings=settings)
     student.to(processes.device)  # type: ignore[arg-type]  # transformers wraps it without its types
+    own = ScaledDepth(student, processor, encoder) if losses.pairs_from == "own" else None
     cache = Path(config.features) if config.features else out / "features"
-    features = cache_features(
-        student,
-        processor,
-        store,
-        every,
-        cache,
-        encoder=revision,
-        precision=config.encoder_precision,
-    )
-    own_depth = None
-    if losses.pairs_from == "own":
-        own_depth = (f"{revision} in metres", ScaledDepth(student, processor, encoder))
-    targets = cache_targets(
-        store,
-        every,
-        cache,
-        processor=processor,
-        grid=student.config.vision_grid,
-        losses=losses,
-        teacher=teacher,
-        own_depth=own_depth,
-        kinds=kinds,
-    )
+
+    def cached(scene_ids: Sequence[str]) -> tuple[FeatureCache, SceneTargets | None]:
+        features = cache_features(
+            student,
+            processor,
+            store,
+            scene_ids,
+            cache,
+            encoder=revision,
+            scenes_per_pass=config.scenes_per_pass,
+            precision=config.encoder_precision,
+            see=None if own is None else own.see,
+        )
+        targets = cache_targets(
+            store,
+            scene_ids,
+            cache,
+            processor=processor,
+            grid=student.config.vision_grid,
+            losses=losses,
+            teacher=teacher,
+            own_depth=None if own is None else (f"{revision} in metres", own),
+            kinds=kinds,
+        )
+        return features, targets
+
+    if own is not None:
+        # The depth of a few scenes at a time is held for their targets: one pass gives both.
+        for start in range(0, len(every), SCENES_AT_ONCE):
+            cached(every[start : start + SCENES_AT_ONCE])
+            own.forget()
+    features, targets = cached(every)
     training, held_out = (
         _batches(config, features, targets, store, taught, ids[name], processor, by_text=by_text)
         for name in ("train", "val")
@@ -247,6 +276,8 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     """All of a config that shapes a run."""
     # Where the features lie changes nothing of them.
     found = asdict(replace(config, features=""))
+    # Nor does how many scenes the encoder reads at a time.
+    del found["scenes_per_pass"]
     if not config.shelters_slots:
         # Either word then means what slots did before there was one: begun runs go on.
         del found["slots"]["supervision"]
@@ -382,10 +413,13 @@ def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     scores = AnswerScores()
-    ids = batches.scene_ids
-    for start in range(0, len(ids), SCENES_PER_EVALUATION):
-        chosen = ids[start : start + SCENES_PER_EVALUATION]
-        rows = batches.rows[start : start + SCENES_PER_EVALUATION]
+    ids, together = batches.scene_ids, SCENES_PER_EVALUATION
+    if batches.features.photos is not None:
+        # The encoder sees them again.
+        together = batches.config.scenes_per_pass
+    for start in range(0, len(ids), together):
+        chosen = ids[start : start + together]
+        rows = batches.rows[start : start + together]
         asked = [batches.items[scene_id] for scene_id in chosen]
         batch = moved(batches.batch(rows, asked), student.device)
         said = [item for row in asked for item in row if item.answer_ids]

@@ -114,6 +114,13 @@ class StillroomConfig(PretrainedConfig):
             return f"image_size {self.image_size} is no multiple of patch_size {vggt.patch_size}"
         if self.vision_grid < 1 or self.max_views < 1:
             return "vision_grid and max_views must be at least 1"
+        cell = self.image_size // self.vision_grid
+        if not cell or self.image_size // cell != self.vision_grid:
+            return (
+                f"a picture of {self.image_size} pixels cannot be cut into {self.vision_grid} x "
+                f"{self.vision_grid} cells of whole pixels; take another vision_grid, for example "
+                f"{self.image_size // vggt.patch_size}"
+            )
         if self.train_depth_head and not vggt.depth_head:
             return "train_depth_head needs an encoder with a depth head"
         if self.depth_unit not in get_args(DepthUnit):

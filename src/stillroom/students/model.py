@@ -8,7 +8,7 @@ session (``session.py``) and by ``generate``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,18 @@ _OUR_PARTS = (
     Relations,
     FeatureProjector,
 )
+
+#: Options of ``generate`` under which greedy decoding gives what was asked for.
+_GREEDY: Mapping[str, tuple[Any, ...]] = {
+    "do_sample": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (0.0,),
+    "repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "min_new_tokens": (0,),
+}
 
 
 class StillroomStudent(PreTrainedModel, GenerationMixin):
@@ -344,13 +356,15 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         pixel_values: Float[Tensor, "b v 3 h w"] | None = None,
         features: VisionFeatures | None = None,
         max_new_tokens: int | None = None,
-        **_: Any,
+        **options: Any,
     ) -> Int[Tensor, "b u"]:
         """The prompts followed by their greedy answers, padded at the end; as a session answers.
 
         Raises:
-            BadInputError: no photos, or a prompt that does not end with ``<bos>``.
+            BadInputError: no photos, a prompt that does not end with ``<bos>``, or an option that
+                asks for another way of decoding.
         """
+        _require_greedy(options)
         seen = self._seen(pixel_values, features)
         rows = []
         for index, (ids, keep) in enumerate(
@@ -399,6 +413,18 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             )
         student.freeze()
         return (student, info) if wants_info else student
+
+
+def _require_greedy(options: Mapping[str, Any]) -> None:
+    """Refuse options of ``generate``, or of its ``generation_config``, that greedy decoding has
+    not: an answer that is not what was asked for is worse than none."""
+    config = options.get("generation_config")
+    for name, neutral in _GREEDY.items():
+        asked = options.get(name, getattr(config, name, None))
+        if asked not in (None, *neutral):
+            raise BadInputError(
+                f"a student answers greedily and has no {name}={asked!r}; leave {name} out"
+            )
 
 
 def _valid(input_ids: Tensor, mask: Tensor | None) -> Tensor:
