@@ -82,6 +82,57 @@ def test_a_run_ends_with_a_student_that_answers(world: Path, tmp_path: Path) -> 
     assert geometry.depth.shape == (2, 28, 28)
 
 
+def test_losses_of_scenes_trained_on_stand_beside_the_held_out_ones(
+    world: Path, tmp_path: Path
+) -> None:
+    said = run(world, tmp_path / "run", replace(TINY, training_scenes=2))
+    rows = read_log(tmp_path / "run", kind="eval")
+    held_out = {name for name in rows[0]["metrics"] if not name.startswith("train.")}
+    assert {f"train.{name}" for name in held_out} == rows[0]["metrics"].keys() - held_out
+    assert {"text", "answer_ce", "depth_ce", "grounding"} <= held_out
+    # Other scenes, other numbers; the best is picked by the held-out ones.
+    last = rows[-1]["metrics"]
+    assert last["train.text"] != last["text"]
+    assert "train." not in said
+    # Six of eight scenes are trained on, two a step: 3 steps an epoch.
+    epochs = read_log(tmp_path / "run", kind="epoch")
+    assert [(row["epoch"], row["steps"]) for row in epochs] == [(1, 3), (2, 3)]
+    assert epochs[0]["terms"].keys() == read_log(tmp_path / "run", kind="step")[0]["terms"].keys()
+    # What is only looked at changes nothing: the same run, though nothing is looked at.
+    run(world, tmp_path / "other", replace(TINY, training_scenes=0))
+    assert "train.text" not in read_log(tmp_path / "other", kind="eval")[0]["metrics"]
+    weights = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("run", "other")]
+    assert weights[0] == weights[1]
+
+
+def test_labels_of_another_teacher_do_not_go_on_with_a_run(world: Path, tmp_path: Path) -> None:
+    def labels(name: str) -> Path:
+        folder = tmp_path / name
+        label_scenes(
+            world / "scenes",
+            FixedTeacher,
+            folder,
+            teacher={"name": name},
+            signals=("answers", "topk_logits"),
+            vocabulary=load_tokenizer().vocabulary(),
+        )
+        return folder
+
+    def learn(taught: Path) -> str:
+        where = {"scenes": world / "scenes", "encoder": world / "encoder"}
+        return distill(TINY, **where, labels=taught, out=tmp_path / "run")
+
+    one, other = labels("one"), labels("other")
+    assert "after 6 steps" in learn(one)
+    files = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    sentence = r'other settings \(settings\.labels\.teacher\.name: "one" there, "other" now\)'
+    with pytest.raises(BadInputError, match=sentence):
+        learn(other)
+    assert files == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    # The same labelling in another place is the same.
+    assert "after 6 steps" in learn(labels("one"))
+
+
 def test_a_run_goes_on_from_a_student(world: Path, tmp_path: Path) -> None:
     run(world, tmp_path / "first")
     student = tmp_path / "first" / "student"
@@ -342,8 +393,8 @@ def test_killed_at_five_moments_it_ends_with_the_same_loss(world: Path, tmp_path
         process.wait()
         seen.append(log.read_bytes().count(b"\n"))
     print(f"rows in the log at each kill: {seen}")
-    # 30 steps and 3 evaluations: no kill came after the end.
-    assert seen[-1] < 33
+    # Steps, evaluations and epochs: no kill came after the end.
+    assert seen[-1] < 30 + 3 + 10
     subprocess.run([*command, str(tmp_path / "killed"), here], check=True)
 
     def losses(folder: str) -> list[object]:

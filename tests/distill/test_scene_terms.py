@@ -39,6 +39,7 @@ from stillroom.distill.targets import (
     cache_targets,
     find_teacher,
     kinds_to_tell,
+    measured_depth,
     posed_depth,
     things_in_sight,
 )
@@ -49,8 +50,9 @@ from stillroom.recipes import mini, table
 from stillroom.records import BadInputError, Scene, SceneFeatures
 from stillroom.scenes.pixels import OTHERS, object_rows, object_table, shown_rows
 from stillroom.scenes.rooms import CATEGORIES, COLOURS, make_room
-from stillroom.scenes.store import open_store, write_manifest, write_shard
+from stillroom.scenes.store import SceneStore, open_store, write_manifest, write_shard
 from stillroom.students.config import StillroomConfig
+from stillroom.students.connector import VisionFeatures
 from stillroom.students.detector import oriented_box
 from stillroom.students.encoders.vggt import VGGT, Aggregator, VGGTOutput
 from stillroom.students.encoders.vggt_camera import decode_pose, encode_pose, invert_w2c
@@ -548,6 +550,46 @@ def test_a_term_that_reaches_nothing_is_an_error_unless_the_recipe_says_so(
         require_reach(reach, EVERY)
     named = ("depth_ce", "depth_reg", "depth_kl", "detection", "spatial", "multi_view", "feature")
     require_reach(reach, replace(EVERY, reach_nothing=named))
+
+
+def test_a_depth_head_is_compared_where_depth_was_measured(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = SceneStore.scene
+
+    def holed(self: SceneStore, scene_id: str) -> Scene:
+        """Every third column unmeasured: each cell still has more than half of its depth."""
+        found = scene(self, scene_id)
+        views = []
+        for view in found.views:
+            depth = view.depth.copy()
+            depth[:, ::3] = 0
+            views.append(replace(view, depth=depth))
+        return replace(found, views=tuple(views))
+
+    monkeypatch.setattr(SceneStore, "scene", holed)
+    config = replace(TINY, losses=LossConfig(depth_head=True))
+    student, batches = batches_of(world, tmp_path, config)
+    batch = batches.sample([0])
+    assert 0.6 < batch.measured.float().mean() < 0.7
+    # An encoder that is right wherever depth was measured, and far off everywhere else.
+    true = torch.from_numpy(
+        measured_depth(
+            holed(open_store(world / "scenes"), batches.scene_ids[0]),
+            StillroomProcessor(image_size=28, max_views=4),
+        )
+    )[None]
+    said = torch.where(true > 0, true, 50.0)
+
+    def right(images: torch.Tensor) -> VisionFeatures:
+        return VisionFeatures(
+            tokens=batch.tokens, depth=batch.own_depth, depth_map=said.requires_grad_()
+        )
+
+    monkeypatch.setattr(student, "features", right)
+    terms = distill_step(student, batch, config.losses).terms
+    error = terms["depth_map"] / count_labelled(batch)["depth_map"]
+    assert error.item() == pytest.approx(0, abs=1e-2)  # depth is kept in half precision
 
 
 @pytest.mark.usefixtures("taught")

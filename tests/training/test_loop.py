@@ -296,3 +296,32 @@ def test_progress_hears_of_every_step_and_of_every_evaluation(tmp_path: Path) ->
 def test_settings_that_cannot_work_are_refused(name: str, value: float) -> None:
     with pytest.raises(BadInputError, match=name):
         replace(tiny_run.CONFIG, **{name: value})
+
+
+def test_the_log_has_the_means_of_every_whole_epoch(tmp_path: Path) -> None:
+    tiny_run.run(tmp_path)
+    steps, epochs = read_log(tmp_path, kind="step"), read_log(tmp_path, kind="epoch")
+    # 12 steps of 4 out of 10 rows: a step belongs to the epoch of its first row.
+    assert [(row["epoch"], row["step"], row["steps"]) for row in epochs] == [
+        *((1, 3, 3), (2, 5, 2), (3, 8, 3), (4, 10, 2))
+    ]
+    for epoch, mine in zip(epochs[:2], (steps[:3], steps[3:5]), strict=True):
+        for name in ("text", "depth"):
+            counts = [row["labelled"][name] for row in mine]
+            assert len(set(counts)) > 1
+            mean = np.average([row["terms"][name] for row in mine], weights=counts)
+            assert epoch["terms"][name] == pytest.approx(mean)
+        assert epoch["metrics"].keys() == {"accuracy"}
+
+
+def test_epochs_shorter_than_a_step_end_with_it_and_without_rows_there_are_none(
+    tmp_path: Path,
+) -> None:
+    config = replace(tiny_run.CONFIG, steps=3)
+    tiny_run.run(tmp_path / "short", config=config, rows=3)
+    rows = read_log(tmp_path / "short", kind="epoch")
+    assert [(row["epoch"], row["step"], row["steps"]) for row in rows] == [
+        *((1, 1, 1), (2, 2, 1), (3, 3, 1))
+    ]
+    tiny_run.run(tmp_path / "none", config=config, rows=0)
+    assert read_log(tmp_path / "none", kind="epoch") == []

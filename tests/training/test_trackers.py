@@ -30,6 +30,10 @@ def test_curves_are_the_numbers_of_a_row(tmp_path: Path) -> None:
     assert curves(step)["terms/text"] == step["terms"]["text"]
     evaluation = read_log(tmp_path, kind="eval")[0]
     assert curves(evaluation)["eval/metrics/text_ce"] == evaluation["metrics"]["text_ce"]
+    epoch = read_log(tmp_path, kind="epoch")[0]
+    assert curves(epoch).keys() == {
+        *("epoch/terms/text", "epoch/terms/depth", "epoch/metrics/accuracy")
+    }
     assert curves({"kind": "step", "step": 1, "loss": None}) == {}
 
 

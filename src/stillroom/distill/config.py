@@ -273,6 +273,8 @@ class DistillConfig:
     validation_split: Literal["train", "val", "test", "shifted"] = "val"
     # At most so many validation scenes per evaluation.
     validation_scenes: int = 100
+    # So many of the scenes trained on, always the same, are evaluated beside them; 0 is none.
+    training_scenes: int = 20
 
     @property
     def shelters_slots(self) -> bool:
@@ -303,6 +305,8 @@ class DistillConfig:
                 f"{self.train.workers} would draw from one generator in no fixed order; set "
                 "--train.workers 1 or --lora.dropout 0"
             )
+        if self.training_scenes < 0:
+            raise BadInputError(f"training_scenes must not be negative, got {self.training_scenes}")
         for name in ("description_share", "other_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.pretrain_batches import cell_objects
 from stillroom.distill.scene_pack import Progress, packed
+from stillroom.distill.targets import measured_depth
 from stillroom.geometry.poses import view0_from_world
-from stillroom.records import BadInputError, Scene, View, content_hash
+from stillroom.records import BadInputError, Scene, content_hash
 from stillroom.scenes.pixels import MOST_OBJECTS, object_rows, object_table, shown_rows
 from stillroom.scenes.store import SceneStore
 from stillroom.students.connector import VisionFeatures
@@ -54,6 +55,8 @@ class FeatureCache:
     objects: Float[np.ndarray, "n m 8"]
     # The photos themselves, where a part of the encoder is trained.
     photos: UInt8[np.ndarray, "n v 3 s s"] | None = None
+    # There too: which of their pixels ``true_depth`` is the mean of.
+    measured: Bool[np.ndarray, "n v s s"] | None = None
 
     def rows(self, scene_ids: Sequence[str]) -> list[int]:
         """Rows of scenes, in their order."""
@@ -96,7 +99,7 @@ def cache_features(
         str(processor.max_views),
     ]
     if settings.train_depth_head:
-        shaped_by.append("photos")
+        shaped_by += ["photos", "measured"]
     pack = packed(
         folder / f"features-{content_hash(shaped_by)}",
         scene_ids,
@@ -144,6 +147,7 @@ class _Reader:
         read = {name: value.to("cpu", torch.float16).numpy() for name, value in values.items()}
         if student.config.train_depth_head:
             read["photos"] = np.rint(255 * photos).astype(np.uint8)
+            read["measured"] = np.stack([measured_depth(one, processor) > 0 for one in scenes])
         return read
 
 
@@ -172,13 +176,8 @@ def cell_depth(
     scene: Scene, processor: StillroomProcessor, grid: int
 ) -> Float[Tensor, "v grid grid"]:
     """Mean measured depth per cell, in the crop that the encoder sees; 0 where unmeasured."""
-    measured = [np.where(view.depth_valid, _depth_of(view), 0.0) for view in scene.views]
-    maps = torch.from_numpy(processor.depth(measured))
+    maps = torch.from_numpy(measured_depth(scene, processor))
     known = (maps > 0).float()
     share = torch.nn.functional.adaptive_avg_pool2d(known, grid)
     mean = torch.nn.functional.adaptive_avg_pool2d(maps, grid) / share.clamp_min(1e-6)
     return torch.where(share >= 0.5, mean, torch.zeros_like(mean))
-
-
-def _depth_of(view: View) -> Float[np.ndarray, "h w"]:
-    return np.zeros(view.rgb.shape[:2], np.float32) if view.depth is None else view.depth

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
+#: Before the names of an evaluation's metrics on scenes that were trained on.
+SEEN = "train."
 #: Scenes of one validation batch.
 SCENES_PER_EVALUATION = 8
 
@@ -96,7 +99,8 @@ def distill(
             step=lambda batch: distill_step(student, batch, losses),
             count=count_labelled,
             batch_at=ready.training.at,
-            evaluate=lambda: _evaluate(student, ready.held_out, losses),
+            rows=len(ready.training.scene_ids),
+            evaluate=lambda: _evaluate(student, ready, config),
             best_by="answer_ce",
             out=out,
             settings=ready.settings,
@@ -120,7 +124,8 @@ def distill(
         )
         write_card(home, facts)
     processes.wait()
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
+    held_out = {k: value for k, value in result.metrics.items() if not k.startswith(SEEN)}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(held_out.items()))
     return f"{home} after {result.steps} steps, best at {result.best_step}: {shown}"
 
 
@@ -276,8 +281,8 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     """All of a config that shapes a run."""
     # Where the features lie changes nothing of them.
     found = asdict(replace(config, features=""))
-    # Nor does how many scenes the encoder reads at a time.
-    del found["scenes_per_pass"]
+    # Nor does how many scenes the encoder reads at a time, nor what is only looked at.
+    del found["scenes_per_pass"], found["training_scenes"]
     if not config.shelters_slots:
         # Either word then means what slots did before there was one: begun runs go on.
         del found["slots"]["supervision"]
@@ -405,21 +410,36 @@ def _say(what: str, without: Mapping[str, tuple[int, int]]) -> None:
         logger.info("%s without labels, where the term is off: %s", what, ", ".join(lacking))
 
 
-def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -> dict[str, float]:
-    """Mean of every term over the held-out scenes, and the share of answers right by family.
+def _evaluate(student: StillroomStudent, ready: _Ready, config: DistillConfig) -> dict[str, float]:
+    """``_means`` over the held-out scenes, and under ``train.`` those over some of the scenes
+    trained on: terms in eval mode, of the weights as they stand, on both sides."""
+    rng = np.random.default_rng(config.train.seed)
+    ids = ready.training.scene_ids
+    some = rng.permutation(len(ids))[: config.training_scenes]
+    seen = [ids[number] for number in sorted(some.tolist())]
+    means = _means(student, ready.held_out, ready.held_out.scene_ids, config.losses)
+    trained = _means(student, ready.training, seen, config.losses) if seen else {}
+    return means | {f"{SEEN}{name}": value for name, value in trained.items()}
+
+
+def _means(
+    student: StillroomStudent, batches: Batches, ids: Sequence[str], losses: LossConfig
+) -> dict[str, float]:
+    """Mean of every term over some scenes, and the share of answers right by family.
 
     Right means as the teacher said it, token for token, each token given the ones before it.
     """
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     scores = AnswerScores()
-    ids, together = batches.scene_ids, SCENES_PER_EVALUATION
+    together = SCENES_PER_EVALUATION
+    place = dict(zip(batches.scene_ids, batches.rows, strict=True))
     if batches.features.photos is not None:
         # The encoder sees them again.
         together = batches.config.scenes_per_pass
     for start in range(0, len(ids), together):
         chosen = ids[start : start + together]
-        rows = batches.rows[start : start + together]
+        rows = [place[scene_id] for scene_id in chosen]
         asked = [batches.items[scene_id] for scene_id in chosen]
         batch = moved(batches.batch(rows, asked), student.device)
         said = [item for row in asked for item in row if item.answer_ids]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 #: Frequencies of log depth and of the place in the photo, as powers of two.
@@ -56,6 +56,20 @@ def pool_features(
     else:
         depth = F.adaptive_avg_pool2d(depth_map.flatten(0, 1), grid).unflatten(0, views)
     return VisionFeatures(tokens=pooled, depth=depth, depth_map=depth_map)
+
+
+def measured_cells(
+    depth_map: Float[Tensor, "b v h w"], measured: Bool[Tensor, "b v h w"], *, grid: int
+) -> Float[Tensor, "b v grid grid"]:
+    """Mean depth per cell over the pixels that are measured, 0 where none is: what the mean of
+    measured depth over the same pixels can be compared with."""
+    kept = measured.to(depth_map.dtype)
+    views = depth_map.shape[:2]
+    share, held = (
+        F.adaptive_avg_pool2d(maps.flatten(0, 1), grid).unflatten(0, views)
+        for maps in (kept, depth_map * kept)
+    )
+    return held / share.clamp_min(1e-6)
 
 
 def cell_code(depth: Float[Tensor, "b v g g"]) -> Float[Tensor, "b v c f"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from stillroom.training.optim import (
 )
 from stillroom.training.portions import Workshop, counted, draws_of
 from stillroom.training.precision import two_ways_back
-from stillroom.training.runlog import TrainResult, open_run, step_line
+from stillroom.training.runlog import TrainResult, open_run, read_log, step_line
 from stillroom.training.sitting import Sitting, sit_down, training_mode
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def train(
     step: Callable[[Batch], StepLosses],
     count: Callable[[Batch], Mapping[str, Tensor | float | int]],
     batch_at: Callable[[int, int], Batch],
+    rows: int = 0,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     best_by: str = "",
     out: Path,
@@ -74,6 +75,7 @@ def train(
             it runs before the model does. A term that counts 0 over a step is off in it.
         batch_at: micro-batch ``(step, micro)``, both from 0, a pure function of the two; see
             ``data_order.rows_at``.
+        rows: how many there are to draw from; with it the log gets the means of every epoch.
         evaluate: metrics of the model as it stands; the loop puts it in eval mode without
             gradient. Every process calls it, on the same data. ``best_by`` names the metric,
             smaller is better, that picks the best.
@@ -101,6 +103,7 @@ def train(
         run = sit_down(config, processes, model, weighting or PlainSum(), folder, stack)
         while not _done(run):
             row = _take_step(run, step, count, batch_at, sheltered)
+            _end_epoch(run, rows)
             metrics = _evaluate(run, evaluate, best_by) if _evaluation_due(run) else None
             if run.position.step % config.save_every == 0 or _done(run):
                 run.save()
@@ -170,6 +173,34 @@ def _take_step(
     if due and run.processes.main:
         logger.info(step_line(row))
     return row
+
+
+def _end_epoch(run: Sitting, rows: int) -> None:
+    """After an epoch's last step, its means: each term over all that was labelled in it.
+
+    A step belongs to the epoch that its first row is of. The means are taken from the log, so that
+    a resumed run needs no memory of the steps before.
+    """
+    each, done = run.config.scenes_per_step, run.position.step
+    if not rows or run.log is None or done * each // rows == (done - 1) * each // rows:
+        return
+    epoch = (done - 1) * each // rows
+    first = -(-epoch * rows // each)
+    steps = [row for row in read_log(run.folder.log, kind="step") if row["step"] > first]
+    row = {"kind": "epoch", "epoch": epoch + 1, "step": done, "steps": len(steps)}
+    run.write(row | {part: _labelled_means(steps, part) for part in ("terms", "metrics")})
+
+
+def _labelled_means(steps: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:
+    """Means by name over the steps that have one, each weighed by how much was labelled in it."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for row in steps:
+        for name, value in row[part].items():
+            count = row["labelled"][name]
+            sums[name] = sums.get(name, 0.0) + value * count
+            counts[name] = counts.get(name, 0.0) + count
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 def _over_all(

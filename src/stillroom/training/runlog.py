@@ -157,9 +157,10 @@ def read_log(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
 
     A step has: step, steps, loss (weighted total), unweighted (sum of the terms), terms, metrics,
     labelled (positions by name), weights, sigmas, grad_norm (before clipping), grad_norms (by part
-    of the model), lr, weighting_lr (where a weighting learns), scenes_per_s, eta_s. An eval has:
-    step, metrics, best, seconds. A resume, by another number of processes, has: step, before,
-    processes.
+    of the model), lr, weighting_lr (where a weighting learns), scenes_per_s, eta_s; the first one's
+    terms are those of the weights as they began. An eval has: step, metrics, best, seconds. An
+    epoch has the means of its steps: epoch (from 1), step (its last), steps (how many), terms,
+    metrics. A resume, by another number of processes, has: step, before, processes.
     What was not finite reads as None. A torn last line, of a run that is going on, is left out.
     """
     file = path / "log.jsonl" if path.is_dir() else path
