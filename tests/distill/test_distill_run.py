@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_world import write_world
 
+from stillroom.distill import look as look_module
 from stillroom.distill import run as run_module
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
@@ -181,7 +182,8 @@ def test_the_encoder_takes_no_memory_while_its_features_are_trained_on(
         return distill_step(student, *given)
 
     # Where a step is taken and where it is evaluated; not where a run begins (reach.py).
-    monkeypatch.setattr(run_module, "distill_step", spied)
+    for module in (run_module, look_module):
+        monkeypatch.setattr(module, "distill_step", spied)
     run(world, tmp_path / "run")
     # Six steps, and two evaluations of the two validation scenes and of some training scenes.
     assert len(found) >= 8

@@ -11,21 +11,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LossConfig, StudentSizes
+from stillroom.distill.config import DistillConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.lacking import scenes_without, steps_without
+from stillroom.distill.look import SEEN, look
 from stillroom.distill.lora import merged_state
 from stillroom.distill.own_depth import ScaledDepth
 from stillroom.distill.provenance import parent_facts, provenance
 from stillroom.distill.reach import require_reach, sheltered_slots, term_reach
-from stillroom.distill.step import count_labelled, distill_step, tokens_right
+from stillroom.distill.step import count_labelled, distill_step
 from stillroom.distill.targets import (
     SCENES_AT_ONCE,
     SceneTargets,
@@ -42,7 +42,6 @@ from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
-from stillroom.teachers.sampling import AnswerScores
 from stillroom.text.tokenizer import Tokenizer
 from stillroom.text.vocabulary import compare
 from stillroom.training.distributed import Processes, join
@@ -54,11 +53,6 @@ from stillroom.training.runlog import open_run
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-
-#: Before the names of an evaluation's metrics on scenes that were trained on.
-SEEN = "train."
-#: Scenes of one validation batch.
-SCENES_PER_EVALUATION = 8
 
 
 def distill(
@@ -100,7 +94,7 @@ def distill(
             count=count_labelled,
             batch_at=ready.training.at,
             rows=len(ready.training.scene_ids),
-            evaluate=lambda: _evaluate(student, ready, config),
+            evaluate=lambda: look(student, ready.held_out, ready.training, config),
             best_by="answer_ce",
             out=out,
             settings=ready.settings,
@@ -191,7 +185,8 @@ def _prepare(
         kinds=kinds_to_tell(found, most=sizes.detection_kinds, least=sizes.detection_least),
     )
     kinds = student.config.detection_kinds or CATEGORIES
-    _say_kinds(found, kinds)
+    if processes.main:
+        _say_kinds(found, kinds)
     parent = parent_facts(config.start_from)
     by_text = must_read_text(processor.tokenizer, student.config.get_text_config(), taught, config)
     revision = _digest(student.encoder)
@@ -206,40 +201,19 @@ def _prepare(
     # Refuse a foreign folder before anything is computed or written.
     run = open_run(out, config=config.train, settings=settings)
     student.to(processes.device)  # type: ignore[arg-type]  # transformers wraps it without its types
-    own = ScaledDepth(student, processor, encoder) if losses.pairs_from == "own" else None
     cache = Path(config.features) if config.features else out / "features"
-
-    def cached(scene_ids: Sequence[str]) -> tuple[FeatureCache, SceneTargets | None]:
-        features = cache_features(
-            student,
-            processor,
-            store,
-            scene_ids,
-            cache,
-            encoder=revision,
-            scenes_per_pass=config.scenes_per_pass,
-            precision=config.encoder_precision,
-            see=None if own is None else own.see,
-        )
-        targets = cache_targets(
-            store,
-            scene_ids,
-            cache,
-            processor=processor,
-            grid=student.config.vision_grid,
-            losses=losses,
-            teacher=teacher,
-            own_depth=None if own is None else (f"{revision} in metres", own),
-            kinds=kinds,
-        )
-        return features, targets
-
-    if own is not None:
-        # The depth of a few scenes at a time is held for their targets: one pass gives both.
-        for start in range(0, len(every), SCENES_AT_ONCE):
-            cached(every[start : start + SCENES_AT_ONCE])
-            own.forget()
-    features, targets = cached(every)
+    features, targets = _cached(
+        config,
+        student,
+        processor,
+        store,
+        every,
+        cache,
+        revision=revision,
+        teacher=teacher,
+        kinds=kinds,
+        own=ScaledDepth(student, processor, encoder) if losses.pairs_from == "own" else None,
+    )
     training, held_out = (
         _batches(config, features, targets, store, taught, ids[name], processor, by_text=by_text)
         for name in ("train", "val")
@@ -258,6 +232,54 @@ def _prepare(
         finished=run.finished is not None,
         parent=parent,
     )
+
+
+def _cached(
+    config: DistillConfig,
+    student: StillroomStudent,
+    processor: StillroomProcessor,
+    store: SceneStore,
+    scene_ids: Sequence[str],
+    folder: Path,
+    *,
+    revision: str,
+    teacher: Teacher | None,
+    kinds: Sequence[str],
+    own: ScaledDepth | None,
+) -> tuple[FeatureCache, SceneTargets | None]:
+    """What is read of scenes instead of their photos, made where it is not there yet."""
+
+    def made(some: Sequence[str]) -> tuple[FeatureCache, SceneTargets | None]:
+        features = cache_features(
+            student,
+            processor,
+            store,
+            some,
+            folder,
+            encoder=revision,
+            scenes_per_pass=config.scenes_per_pass,
+            precision=config.encoder_precision,
+            see=None if own is None else own.see,
+        )
+        targets = cache_targets(
+            store,
+            some,
+            folder,
+            processor=processor,
+            grid=student.config.vision_grid,
+            losses=config.losses,
+            teacher=teacher,
+            own_depth=None if own is None else (f"{revision} in metres", own),
+            kinds=kinds,
+        )
+        return features, targets
+
+    if own is not None:
+        # The depth of a few scenes at a time is held for their targets: one pass gives both.
+        for start in range(0, len(scene_ids), SCENES_AT_ONCE):
+            made(scene_ids[start : start + SCENES_AT_ONCE])
+            own.forget()
+    return made(scene_ids)
 
 
 def _say_kinds(found: Mapping[str, int], kinds: Sequence[str]) -> None:
@@ -408,50 +430,6 @@ def _say(what: str, without: Mapping[str, tuple[int, int]]) -> None:
     lacking = [f"{name} {some} of {every}" for name, (some, every) in without.items() if some]
     if lacking:
         logger.info("%s without labels, where the term is off: %s", what, ", ".join(lacking))
-
-
-def _evaluate(student: StillroomStudent, ready: _Ready, config: DistillConfig) -> dict[str, float]:
-    """``_means`` over the held-out scenes, and under ``train.`` those over some of the scenes
-    trained on: terms in eval mode, of the weights as they stand, on both sides."""
-    rng = np.random.default_rng(config.train.seed)
-    ids = ready.training.scene_ids
-    some = rng.permutation(len(ids))[: config.training_scenes]
-    seen = [ids[number] for number in sorted(some.tolist())]
-    means = _means(student, ready.held_out, ready.held_out.scene_ids, config.losses)
-    trained = _means(student, ready.training, seen, config.losses) if seen else {}
-    return means | {f"{SEEN}{name}": value for name, value in trained.items()}
-
-
-def _means(
-    student: StillroomStudent, batches: Batches, ids: Sequence[str], losses: LossConfig
-) -> dict[str, float]:
-    """Mean of every term over some scenes, and the share of answers right by family.
-
-    Right means as the teacher said it, token for token, each token given the ones before it.
-    """
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    scores = AnswerScores()
-    together = SCENES_PER_EVALUATION
-    place = dict(zip(batches.scene_ids, batches.rows, strict=True))
-    if batches.features.photos is not None:
-        # The encoder sees them again.
-        together = batches.config.scenes_per_pass
-    for start in range(0, len(ids), together):
-        chosen = ids[start : start + together]
-        rows = [place[scene_id] for scene_id in chosen]
-        asked = [batches.items[scene_id] for scene_id in chosen]
-        batch = moved(batches.batch(rows, asked), student.device)
-        said = [item for row in asked for item in row if item.answer_ids]
-        answers = [(item.question.family, len(item.answer_ids)) for item in said]
-        scores.add_right(tokens_right(student, batch), answers)
-        found = distill_step(student, batch, losses)
-        for name, total in {**found.terms, **found.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + float(total)
-        for name, count in count_labelled(batch).items():
-            counts[name] = counts.get(name, 0.0) + count
-    means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
-    return means | {f"right.{name}": share for name, share in scores.shares().items()}
 
 
 def _digest(part: nn.Module) -> str:
