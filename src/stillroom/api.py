@@ -595,13 +595,15 @@ def ablate(
     base: DistillConfig | None = None,
     steps: int | None = None,
     no_objects_encoder: str | None = None,
+    processes: int | None = None,
     progress: Progress | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Train and compare the arms of a suite; what ``OUT/ABLATION.json`` holds.
 
-    ``base`` takes the place of the recipe's config; ``how`` are further fields of
-    ``bench.ablation.Ablation`` (seeds, arms, split, limit, processes, plateau).
+    ``base`` takes the place of the recipe's config; ``processes`` are two where there are as many
+    cores; ``how`` are further fields of ``bench.ablation.Ablation`` (seeds, arms, split, limit,
+    plateau, null_size, arms_folder).
     """
     from stillroom import recipes, registry
     from stillroom.bench import ablation
@@ -619,6 +621,7 @@ def ablate(
         no_objects_encoder=None
         if no_objects_encoder is None
         else registry.locate(no_objects_encoder),
+        processes=min(2, len(os.sched_getaffinity(0))) if processes is None else processes,
         **how,
     )
     return ablation.ablate(asked, meta=run_meta(time.monotonic()), progress=progress)
@@ -691,11 +694,14 @@ def run_meta(started: float, **more: Any) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The checkout's commit; "unknown" for an installed wheel."""
+    """The checkout's commit, with "-dirty" where it was changed; "unknown" for an installed
+    wheel."""
     here = Path(__file__).resolve().parent
     if not (here.parents[1] / "pyproject.toml").is_file():
         return "unknown"  # installed: the repository around it, if any, is another's
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    # "-dirty" where tracked files were changed since; tags are no commits.
+    command = ["git", "--no-optional-locks", "-C", str(here), "describe", "--always", "--dirty"]
+    command += ["--exclude", "*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

@@ -104,9 +104,10 @@ def test_every_table_has_its_figures_with_n_seeds_interval_and_commit(docs: Path
     assert "88.9 % (86.9 to 90.9) | 70.0 % | 0.610 (0.590 to 0.630) | 40 |" in text
     assert "| test | 2 | 82.0 % (80.0 to 84.0) |" in text
     # Slots: the paragraph and the tables.
-    assert "The student with learned slots, before the question, mask prefix answers" in text
-    assert "No slots: -" in text
-    assert "Learned, slots zeroed when asked: -" in text
+    assert "The student with 8 learned slots, before the question, mask prefix answers" in text
+    assert "No slots, mask prefix: -" in text
+    assert "after Holm, worse" in text
+    assert "Secondary, p uncorrected: learned/zeroed - learned -" in text
     assert "3 seeds, 720 questions each." in text
     assert "| learned (base) | 3 |" in text
     # II and III are not there yet, and say so.

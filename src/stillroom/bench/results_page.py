@@ -254,19 +254,35 @@ def slots_paragraph(record: Mapping[str, Any]) -> str:
         return f"The arm {base} is not finished, so nothing can be said."
     own = arms[base]["figures"]["score"]["overall"]
     said = [f"The student with {arms[base]['title']} answers {share(own)} right."]
-    for row in arms.values():
-        found = row.get("difference", {}).get("score", {})
+    for name in record["primary"]:
+        found = arms.get(name, {}).get("difference", {}).get("score", {})
         if "overall" not in found:
             continue
-        one = found["overall"]
+        title, one = arms[name]["title"], found["overall"]
         where = [f for f in FAMILIES if f in found and found[f]["verdict"] in ("better", "worse")]
         told = ", ".join(f"{f} {points(found[f])}" for f in where)
         said.append(
-            f"{row['title'][0].upper()}{row['title'][1:]}: {points(one)} points, p "
+            f"{title[0].upper()}{title[1:]}: {points(one)} points, p "
             f"{probability(one['p_holm'])} after Holm, {one['verdict']}"
             + (f" ({seen_from(one)} would be seen)" if one["detectable"] is not None else "")
-            + (f"; by family {told}." if told else "; in no family by itself.")
+            + (
+                f"; by family (Holm over these comparisons and families) {told}."
+                if told
+                else "; in no family by itself."
+            )
         )
+    others = {
+        f"{name} - {record['base']}": row["difference"].get("score", {}).get("overall")
+        for name, row in arms.items()
+        if "difference" in row and name not in record["primary"]
+    } | {name: pair.get("score", {}).get("overall") for name, pair in record["pairs"].items()}
+    secondary = [
+        f"{name} {points(one)}, p {probability(one['p'])}, {one['verdict']}"
+        for name, one in others.items()
+        if one
+    ]
+    if secondary:
+        said.append(f"Secondary, p uncorrected: {'; '.join(secondary)}.")
     seeds = len(record["meta"]["seeds"])
     said.append(
         f"{seeds} seed{'s' if seeds != 1 else ''}, {own['n']} questions each. "
