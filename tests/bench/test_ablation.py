@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from tiny_ablation import TINY
 
@@ -18,8 +19,9 @@ from stillroom.bench import arm
 from stillroom.bench import side_by_side as running
 from stillroom.bench.ablation import Ablation, ablate, with_steps
 from stillroom.bench.arm import read_items
-from stillroom.distill.config import SlotConfig
-from stillroom.recipes.ablations import SUITES
+from stillroom.distill.build import build_student
+from stillroom.distill.config import DistillConfig, SlotConfig
+from stillroom.recipes.ablations import ROWS, SUITES
 from stillroom.records import FAMILIES, BadInputError
 from stillroom.training.handed import TrainingDiverged
 
@@ -377,3 +379,23 @@ def test_a_process_that_was_killed_leaves_no_words_but_a_reason() -> None:
     sender.close()
     assert running._last_words(-9, receiver).startswith("its process ended with -9")
     assert running._last_words(0, receiver) == ""
+
+
+def test_arms_of_one_seed_start_from_the_same_values(world: Path) -> None:
+    every = replace(TINY.losses, detection=True, spatial=True, multi_view=True, feature=True)
+    base = replace(TINY, losses=every, encoder=str(world / "encoder"))
+
+    def start(config: DistillConfig) -> dict[str, torch.Tensor]:
+        student, _ = build_student(config, world / "encoder", feature_width=8)
+        return dict(student.named_parameters())
+
+    first = start(ROWS["k8"][1](base))
+    assert {name.split(".")[0] for name in first} >= {"slots", "detector", "relations"}
+    for row, (_, change) in ROWS.items():
+        other = start(change(base))
+        for name in first.keys() & other.keys():
+            if first[name].shape == other[name].shape:
+                assert torch.equal(first[name], other[name]), (row, name)
+    seed = start(replace(base, train=replace(base.train, seed=1)))
+    assert not torch.equal(first["slots.embeddings"], seed["slots.embeddings"])
+    assert not torch.equal(first["connector.projector.weight"], seed["connector.projector.weight"])
