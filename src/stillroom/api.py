@@ -427,7 +427,11 @@ def evaluate(
         out=out,
         teacher_row="teacher" if "teacher" in rows else None,
         student_row=model,
-        meta=run_meta(started, parameters=_parameters(names, teacher, labels)),
+        meta=run_meta(
+            started,
+            parameters=_parameters(names, teacher, labels),
+            students=made_from(names),
+        ),
         progress=progress,
         limit=limit,
         identities={row: _identity(names.get(row, row), teacher, labels) for row in rows},
@@ -516,6 +520,22 @@ def evaluate_suite(
     results = add_tables(results, chosen, items, missing, store, out, decoding=decoding)
     write_report(results, out=out, store=store)
     return results
+
+
+def made_from(names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Recipe, seed and steps of the students behind a table's rows, of those that tell."""
+    from stillroom import registry
+    from stillroom.scenes.store import read_json
+    from stillroom.students.card import PROVENANCE_FILE
+
+    found = {}
+    for row, name in names.items():
+        kind, where = registry.kind_of(name)
+        place = registry.locate(where) if kind == "student" else ""
+        if isinstance(place, Path) and (place / PROVENANCE_FILE).is_file():
+            facts = read_json(place / PROVENANCE_FILE)
+            found[row] = {part: facts.get(part) for part in ("recipe", "seed", "steps")}
+    return found
 
 
 def _parameters(

@@ -155,7 +155,7 @@ def test_every_table_has_a_line_an_arm_and_its_figures(record: dict[str, Any]) -
         assert family in shown["Against learned, by family"].head
     said = findings(record)
     assert len(said) == len(record["arms"]) - 1 + 1
-    assert any(line.startswith("none (no slots) against learned: -") for line in said)
+    assert any(line.startswith("none (no slots, mask prefix) against learned: -") for line in said)
 
 
 def test_what_is_left_out_or_failed_is_in_the_table(tmp_path: Path) -> None:

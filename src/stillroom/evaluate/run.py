@@ -336,19 +336,22 @@ def _results(
         # Truth and the teacher itself have nothing to retain.
         student = None if row in (teacher_row, "truth") else teacher
         written[row] = {
-            **_with_rules(score_table(items[row], resampler), items[row], tables[row]),
-            "metrics": metric_table(
-                items[row],
-                questions,
-                kept.depth(row, chunks),
-                kept.boxes(row, chunks),
-                resampler,
-                facts_of=facts_of,
-                teacher=student,
-                # Another scorer's answers are set against the teacher's by its own rules.
-                relative=scorer is score,
-                with_meteor=row in meteor_rows,
-            ),
+            **score_table(items[row], resampler),
+            "metrics": {
+                "scored_by": _rules(items[row], tables[row]),
+                **metric_table(
+                    items[row],
+                    questions,
+                    kept.depth(row, chunks),
+                    kept.boxes(row, chunks),
+                    resampler,
+                    facts_of=facts_of,
+                    teacher=student,
+                    # Another scorer's answers are set against the teacher's by its own rules.
+                    relative=scorer is score,
+                    with_meteor=row in meteor_rows,
+                ),
+            },
             "retention": {}
             if student is None
             else retention_table(items[row], student, blind, resampler),
@@ -356,17 +359,20 @@ def _results(
     return {"rows": written}
 
 
-def _with_rules(scores: dict[str, Any], items: RowItems, lines: pa.Table) -> dict[str, Any]:
-    """Every score of a row with the rules and the wording behind it."""
-    rule = dict(zip(lines["question_id"].to_pylist(), lines["scorer"].to_pylist(), strict=True))
-    wording = dict(
-        zip(lines["question_id"].to_pylist(), lines["prompt_id"].to_pylist(), strict=True)
-    )
-    for name, where in items.groups().items():
-        keys = [items.question_ids[i] for i in where]
-        for part, of in (("scorer", rule), ("prompt", wording)):
-            scores[name][part] = ", ".join(sorted({of[key] for key in keys}))
-    return scores
+def _rules(items: RowItems, lines: pa.Table) -> dict[str, dict[str, str]]:
+    """By which rules each score of a row was made, and in whose wording was asked."""
+    keys = lines["question_id"].to_pylist()
+    by_id = {
+        part: dict(zip(keys, lines[column].to_pylist(), strict=True))
+        for part, column in (("scorer", "scorer"), ("prompt", "prompt_id"))
+    }
+    return {
+        name: {
+            part: ", ".join(sorted({of[items.question_ids[i]] for i in where}))
+            for part, of in by_id.items()
+        }
+        for name, where in items.groups().items()
+    }
 
 
 def _full_meta(
