@@ -158,3 +158,22 @@ def test_what_cannot_be_exchanged_is_refused(world: Path, store: SceneStore) -> 
         Intervened(single, "shuffled", store, ids, seed=0)
     with pytest.raises(BadInputError, match="come from another scene"):
         Intervened(single, "swapped", store, ids[:1], seed=0)
+
+
+def test_questions_whose_family_no_other_scene_asks_are_counted(
+    student: RememberingAnswerer, store: SceneStore
+) -> None:
+    ids, _ = asked(store)
+    assert Intervened(student, "swapped", store, ids, seed=0).without_donor == 0
+
+    class Lonely:
+        """The same store, in which one scene alone asks of size."""
+
+        def questions(self, scene_id: str) -> list[Question]:
+            found = store.questions(scene_id)
+            return found if scene_id == ids[0] else [q for q in found if q.family != "size"]
+
+    by = Intervened(student, "swapped", Lonely(), ids, seed=0)  # type: ignore[arg-type]
+    of_size = [q for q in store.questions(ids[0]) if q.family == "size"]
+    assert of_size
+    assert by.without_donor == len(of_size)

@@ -143,7 +143,7 @@ def ablate(
     asked.out.mkdir(parents=True, exist_ok=True)
     with alone(asked.out / ".lock"):
         plan = plan or _read_plan(asked.out, settings) or _new_plan(asked, settings)
-        if isinstance(asked.plateau, float):
+        if asked.plateau is not None and asked.plateau != "auto":
             plan["plateau"] = asdict(Plateau(score=asked.plateau, source="given by --plateau"))
         _write_plan(asked.out, plan)
         if any(arm.labels == "truth" for arm in arms.values()):

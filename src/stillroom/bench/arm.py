@@ -134,18 +134,19 @@ def run_arm(job: ArmJob, progress: Progress | None = None) -> dict[str, Any]:
         if not (job.home / PLAN_FILE).is_file():
             plan = {"version": VERSION, "asked": dict(job.asked), "meta": dict(job.meta)}
             write_atomically(job.home / PLAN_FILE, (json.dumps(plan, indent=1) + "\n").encode())
-        distill(
-            job.config,
-            scenes=job.scenes,
-            labels=job.labels,
-            out=job.home / "run",
-            encoder=job.encoder,
-            language_model=job.language_model,
-            tokenizer=job.config.tokenizer,
-            recipe=job.recipe,
-            meta=job.meta,
-            progress=progress,
-        )
+        if done is None:  # else it was trained for a suite that asks less of it
+            distill(
+                job.config,
+                scenes=job.scenes,
+                labels=job.labels,
+                out=job.home / "run",
+                encoder=job.encoder,
+                language_model=job.language_model,
+                tokenizer=job.config.tokenizer,
+                recipe=job.recipe,
+                meta=job.meta,
+                progress=progress,
+            )
         return _judge(job, progress)
 
 
