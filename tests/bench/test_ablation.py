@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 from tiny_ablation import TINY
 
+from stillroom import api
 from stillroom.bench import arm
 from stillroom.bench import side_by_side as running
 from stillroom.bench.ablation import Ablation, ablate, with_steps
@@ -399,3 +402,20 @@ def test_arms_of_one_seed_start_from_the_same_values(world: Path) -> None:
     seed = start(replace(base, train=replace(base.train, seed=1)))
     assert not torch.equal(first["slots.embeddings"], seed["slots.embeddings"])
     assert not torch.equal(first["connector.projector.weight"], seed["connector.projector.weight"])
+
+
+def test_a_commit_says_that_files_were_changed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "src" / "stillroom" / "api.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("one")
+    (tmp_path / "pyproject.toml").write_text("")
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "one")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(api, "__file__", str(code))
+    commit = api._commit()
+    assert re.fullmatch("[0-9a-f]{7,40}", commit)
+    code.write_text("two")
+    assert api._commit() == f"{commit}-dirty"

@@ -20,7 +20,7 @@ from stillroom.evaluate.tasks import SCORERS
 from stillroom.geometry.poses import view0_from_world
 from stillroom.records import FAMILIES, Answer, BadInputError, SceneGeometry
 from stillroom.scenes.store import open_store, write_manifest, write_shard
-from stillroom.testing import tiny_questions, tiny_scene
+from stillroom.testing import tiny_questions, tiny_scene, tiny_store
 
 
 def rows_of(store, split="test"):
@@ -126,7 +126,7 @@ def test_above_blind_is_above_the_stronger_blind_row_and_has_an_interval(store, 
 
 
 class BoxSeer:
-    """Finds the things of a scene but for its first, whose box is far off."""
+    """Finds the things of a scene, but in some scenes the first one's box is far off."""
 
     def open(self, scene):
         return BoxSession(scene)
@@ -142,14 +142,16 @@ class BoxSession:
     def geometry(self):
         turn = view0_from_world(self.scene.views[0].c2w, self.scene.floor_z)
         boxes = [(thing.category, moved(thing.box, turn)) for thing in self.scene.objects]
-        far = replace(boxes[0][1], center=boxes[0][1].center + 50.0)
-        boxes = [(boxes[0][0], far), *boxes[1:]]
+        if sum(self.scene.scene_id.encode()) % 3 == 0:
+            far = replace(boxes[0][1], center=boxes[0][1].center + 50.0)
+            boxes = [(boxes[0][0], far), *boxes[1:]]
         scores = tuple(0.9 - 0.01 * n for n in range(len(boxes)))
         return SceneGeometry(boxes=tuple(boxes), box_scores=scores)
 
 
-def test_boxes_with_scores_get_average_precision_with_an_interval(store, tmp_path):
-    rows = {"teacher": Seer(store, errs=0.1), "student": BoxSeer()}
+def test_boxes_with_scores_get_average_precision_with_an_interval(tmp_path):
+    store = open_store(tiny_store(tmp_path / "scenes", scenes=8))
+    rows = {"teacher": baseline("truth", store, split="test"), "student": BoxSeer()}
     found = run(store, tmp_path / "out", rows)["rows"]
     assert "boxes" not in found["teacher"]["metrics"]
     boxes = found["student"]["metrics"]["boxes"]

@@ -29,7 +29,10 @@ def box_rows(row: str, scene: Scene, said: SceneGeometry | None) -> Iterator[dic
         return
     if first is None or not scene.objects:
         return
-    turn = view0_from_world(first, scene.floor_z)
+    try:
+        turn = view0_from_world(first, scene.floor_z)
+    except ValueError:  # the first camera looks straight up or down: there is no view0
+        return
     for kind, box, score in [
         *((kind, box, sure) for (kind, box), sure in zip(said.boxes, said.box_scores, strict=True)),
         *((thing.category, moved(thing.box, turn), None) for thing in scene.objects),
