@@ -161,19 +161,16 @@ def test_what_cannot_be_exchanged_is_refused(world: Path, store: SceneStore) -> 
 
 
 def test_questions_whose_family_no_other_scene_asks_are_counted(
-    student: RememberingAnswerer, store: SceneStore
+    student: RememberingAnswerer, store: SceneStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids, _ = asked(store)
-    assert Intervened(student, "swapped", store, ids, seed=0).without_donor == 0
-
-    class Lonely:
-        """The same store, in which one scene alone asks of size."""
-
-        def questions(self, scene_id: str) -> list[Question]:
-            found = store.questions(scene_id)
-            return found if scene_id == ids[0] else [q for q in found if q.family != "size"]
-
-    by = Intervened(student, "swapped", Lonely(), ids, seed=0)  # type: ignore[arg-type]
-    of_size = [q for q in store.questions(ids[0]) if q.family == "size"]
+    ids, questions = asked(store)
+    by = Intervened(student, "swapped", store, ids, seed=0)
+    assert by.without_donor == 0
+    # One scene alone asks of size.
+    every = {scene_id: store.questions(scene_id) for scene_id in ids}
+    for scene_id in ids[1:]:
+        every[scene_id] = [q for q in every[scene_id] if q.family != "size"]
+    monkeypatch.setattr(SceneStore, "questions", lambda _, scene_id: every[scene_id])
+    of_size = [q for q in questions if q.family == "size"]
     assert of_size
     assert by.without_donor == len(of_size)

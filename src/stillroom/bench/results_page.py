@@ -119,7 +119,8 @@ def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         except (ValueError, UnicodeDecodeError) as error:
             raise BadInputError(f"{file} is not readable JSON ({error})") from None
         known = isinstance(record, dict) and (
-            record.get("kind") in ("ablation", "latency") or ("rows" in record and "meta" in record)
+            record.get("kind") in ("ablation", "latency")
+            or all(isinstance(record.get(part), dict) for part in ("rows", "meta"))
         )
         if not known:
             raise BadInputError(
