@@ -555,6 +555,8 @@ def evaluate(words: Sequence[str]) -> int:
         labels: Path | None = None,
         split: Literal["train", "val", "test", "shifted", "all"] = "test",
         limit: int | None = None,
+        blind_student: str | None = None,
+        no_slots_student: str | None = None,
         suite: SuiteName | None = None,
         prompt: Prompt = "official",
         json: bool = False,
@@ -570,6 +572,9 @@ def evaluate(words: Sequence[str]) -> int:
             labels: Label store that holds the teacher's answers already.
             split: Which scenes.
             limit: At most so many scenes.
+            blind_student: A student that was trained without pictures, as the row blind_student:
+                above blind is above the stronger of it and the guesser of words.
+            no_slots_student: A student without slots, as the row student_no_slots.
             suite: Ask a published benchmark instead; scenes is then the folder of its files.
             prompt: With --suite: in the benchmark's words, or question and options alone.
             json: Print the rows as JSON.
@@ -583,6 +588,12 @@ def evaluate(words: Sequence[str]) -> int:
     suite, prompt = given.pop("suite"), given.pop("prompt")
     if suite is not None and given["split"] != "test":
         raise BadInputError("--suite asks all published questions: leave --split out")
+    for flag in ("blind_student", "no_slots_student"):
+        if suite is not None and given[flag] is not None:
+            raise BadInputError(
+                f"--{flag.replace('_', '-')} stands beside a model in made rooms: leave it out "
+                "with --suite"
+            )
     with progress_bar("evaluating") as progress:
         if suite is None:
             results = api.evaluate(**given, progress=progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -351,6 +352,24 @@ class Manifest:
     kind: str
     version: int
     settings: dict[str, object] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=8)
+def weights_digest(place: Path | str) -> str:
+    """16 hex digits of a model folder's weights and configs; a hub id as it is."""
+    if not isinstance(place, Path):
+        return place
+    digest = hashlib.sha256()
+    kinds = ("safetensors", "json", "bin", "model")
+    files = sorted(file for kind in kinds for file in place.glob(f"*.{kind}"))
+    # How a student was made changes nothing of what it says.
+    files = [file for file in files if file.name != "provenance.json"]
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as source:
+            while part := source.read(1 << 24):
+                digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def require_file(path: Path, what: str) -> Path:

@@ -114,6 +114,21 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def read_json(path: Path, *, remedy: str = "delete it and give the same command again") -> Any:
+    """The object that a JSON file of ours holds.
+
+    Raises:
+        BadInputError: it is damaged; the message ends with ``remedy``.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path} is not readable JSON ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise BadInputError(f"{path} holds no JSON object; {remedy}")
+    return found
+
+
 def write_manifest(folder: Path, settings: Mapping[str, object]) -> None:
     """Write ``folder/manifest.json``: the settings that made the store, sorted, no dates."""
     record = {"kind": "scenes", "version": VERSION, "settings": dict(settings)}

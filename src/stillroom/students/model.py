@@ -7,8 +7,10 @@ session (``session.py``) and by ``generate``.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +95,25 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     def __init__(self, config: StillroomConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.encoder = VGGT(config.vggt)
-        self.connector = Connector(config.vggt.token_width, width)
+        # Every part draws from a seed of its own: others or none beside it change nothing of it.
+        self._seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+        with self._draws("encoder"):
+            self.encoder = VGGT(config.vggt)
+        with self._draws("Connector"):
+            self.connector = Connector(config.vggt.token_width, width)
         self.slots = Slots(config.slot_kind, config.slot_count, width)
-        self.depth_bins = DepthBins(
-            width, bins=config.depth_bins, near=config.depth_near, far=config.depth_far
-        )
-        self.mention_boxes = MentionBoxes(width)
-        self.language_model = AutoModelForCausalLM.from_config(
-            config.language_model, attn_implementation=config._attn_implementation
-        )
-        self.post_init()
-        # After all draws: with and without these, every other part starts from the same values.
+        with self._draws("DepthBins"):
+            self.depth_bins = DepthBins(
+                width, bins=config.depth_bins, near=config.depth_near, far=config.depth_far
+            )
+        with self._draws("MentionBoxes"):
+            self.mention_boxes = MentionBoxes(width)
+        with self._draws("language_model"):
+            self.language_model = AutoModelForCausalLM.from_config(
+                config.language_model, attn_implementation=config._attn_implementation
+            )
         self._add_heads(config, width)
+        self.post_init()
         self.freeze()
 
     def _add_heads(self, config: StillroomConfig, width: int) -> None:
@@ -115,24 +123,38 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         self.relations: Relations | None = None
         self.feature_projector: FeatureProjector | None = None
         if config.measures:
-            self.measures = Measures(width, config.measures)
+            with self._draws("Measures"):
+                self.measures = Measures(width, config.measures)
         if config.detection_queries:
-            self.detector = Detector(
-                width,
-                queries=config.detection_queries,
-                width=config.detection_width,
-                layers=config.detection_layers,
-                kinds=len(config.detection_kinds or ()),
-            )
+            with self._draws("Detector"):
+                self.detector = Detector(
+                    width,
+                    queries=config.detection_queries,
+                    width=config.detection_width,
+                    layers=config.detection_layers,
+                    kinds=len(config.detection_kinds or ()),
+                )
         if config.relation_width:
-            self.relations = Relations(width, width=config.relation_width)
+            with self._draws("Relations"):
+                self.relations = Relations(width, width=config.relation_width)
         if config.feature_width:
-            self.feature_projector = FeatureProjector(width, config.feature_width)
+            with self._draws("FeatureProjector"):
+                self.feature_projector = FeatureProjector(width, config.feature_width)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of our own parts; encoder and language model have drawn theirs."""
         if isinstance(module, _OUR_PARTS):
-            module.reset_parameters()
+            # Each kind of part is there once.
+            with self._draws(f"{type(module).__name__}, start values"):
+                module.reset_parameters()
+
+    @contextmanager
+    def _draws(self, part: str) -> Iterator[None]:
+        """Random numbers that depend on the student's seed and on the part alone."""
+        with torch.random.fork_rng(devices=[]):
+            name = hashlib.sha256(f"{self._seed} {part}".encode()).digest()
+            torch.default_generator.manual_seed(int.from_bytes(name[:7], "big"))
+            yield
 
     def freeze(self) -> None:
         """Take the gradient from what the config says is not trained."""

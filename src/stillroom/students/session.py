@@ -105,6 +105,10 @@ class StudentSession:
             box_scores=scores,
         )
 
+    def guesses(self) -> SceneGeometry:
+        """Every guess of the detector, unsure ones too, which average precision is made of."""
+        return self.geometry(least_score=0.0)
+
 
 class StudentAnswerer:
     """A student and its processor: opens scenes."""
