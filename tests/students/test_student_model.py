@@ -334,3 +334,11 @@ def test_generate_refuses_what_is_not_greedy(make_student: Make, make_images: Ma
     ):
         with pytest.raises(BadInputError, match=f"answers greedily and has no {named}; leave"):
             student.generate(prompt, **given, **asked)
+    with pytest.raises(BadInputError, match="knows no max_new_token; leave"):
+        student.generate(prompt, **given, max_new_token=2)
+    short = student.generate(prompt, **given, generation_config=GenerationConfig(max_new_tokens=2))
+    assert torch.equal(short, student.generate(prompt, **given, max_new_tokens=2))
+    assert short.shape[1] < plain.shape[1]
+    student.generation_config.num_beams = 4
+    with pytest.raises(BadInputError, match="has no num_beams=4"):
+        student.generate(prompt, **given)

@@ -15,7 +15,7 @@ from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
 from stillroom.training.handed import StepLosses, TrainingDiverged
-from stillroom.training.loop import _accumulate, train
+from stillroom.training.loop import _accumulate, _labelled_means, train
 from stillroom.training.optim import make_optimizer
 from stillroom.training.runlog import read_log
 
@@ -314,14 +314,15 @@ def test_the_log_has_the_means_of_every_whole_epoch(tmp_path: Path) -> None:
         assert epoch["metrics"].keys() == {"accuracy"}
 
 
-def test_epochs_shorter_than_a_step_end_with_it_and_without_rows_there_are_none(
-    tmp_path: Path,
-) -> None:
-    config = replace(tiny_run.CONFIG, steps=3)
-    tiny_run.run(tmp_path / "short", config=config, rows=3)
-    rows = read_log(tmp_path / "short", kind="epoch")
-    assert [(row["epoch"], row["step"], row["steps"]) for row in rows] == [
-        *((1, 1, 1), (2, 2, 1), (3, 3, 1))
+@pytest.mark.parametrize("rows", [0, 3, 4])
+def test_an_epoch_of_one_step_has_no_row_of_its_own(tmp_path: Path, rows: int) -> None:
+    tiny_run.run(tmp_path, config=replace(tiny_run.CONFIG, steps=3), rows=rows)
+    assert read_log(tmp_path, kind="epoch") == []
+
+
+def test_a_figure_that_was_not_finite_is_left_out_of_an_epochs_mean() -> None:
+    steps = [
+        {"metrics": {"accuracy": value}, "labelled": {"accuracy": count}}
+        for value, count in ((None, 4.0), (0.5, 2.0), (1.0, 6.0))
     ]
-    tiny_run.run(tmp_path / "none", config=config, rows=0)
-    assert read_log(tmp_path / "none", kind="epoch") == []
+    assert _labelled_means(steps, "metrics") == {"accuracy": pytest.approx(7 / 8)}

@@ -183,6 +183,25 @@ def test_a_folder_with_other_settings_is_refused_and_left_alone(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("weighting", ["uncertainty", "static"])
+def test_a_weighting_that_learnt_at_the_models_rate_is_another_run(
+    tmp_path: Path, weighting: str
+) -> None:
+    """Begun before it had a rate of its own."""
+    settings = {"config": {"losses": {"weighting": weighting}}}
+    open_run(tmp_path, config=tiny_run.CONFIG, settings=settings)
+    file = tmp_path / "settings.json"
+    record = json.loads(file.read_text())
+    for name in ("weighting_learning_rate", "weighting_schedule"):
+        del record["train"][name]
+    file.write_text(json.dumps(record))
+    if weighting == "static":
+        open_run(tmp_path, config=tiny_run.CONFIG, settings=settings)
+        return
+    with pytest.raises(BadInputError, match=r"train.weighting_learning_rate: 0.05 there"):
+        open_run(tmp_path, config=tiny_run.CONFIG, settings=settings)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(BadInputError, match="holds no run"):

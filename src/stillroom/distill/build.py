@@ -249,8 +249,6 @@ def build_student(
         student, processor = _gone_on_with(config)
         student = _with_heads(student, _heads(config, feature_width, kinds), config.train.seed)
         student.config.train_depth_head = config.losses.depth_head
-        if config.losses.depth_head:
-            student.config.depth_unit = "metre"
         student.freeze()
     else:
         student, processor = _fresh(
@@ -277,8 +275,6 @@ def _fresh(
         else language_config(config.student, words)
     )
     vggt = load_vggt(encoder, heads=KEPT_HEADS)
-    # Trained on measured depth, by us then or in this run.
-    metric = config.losses.depth_head or made_by_us(encoder)
     built = student_config(
         config,
         vggt.config,
@@ -286,7 +282,7 @@ def _fresh(
         words,
         feature_width=feature_width,
         kinds=kinds,
-        depth_unit="metre" if metric else "scene",
+        depth_unit="metre" if made_by_us(encoder) else "scene",
     )
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)

@@ -102,7 +102,12 @@ def distill(
         )
     home = out / "student"
     if processes.main and not (ready.finished and (home / PROVENANCE_FILE).is_file()):
-        _say("steps", steps_without(out, losses))
+        without = steps_without(out, losses)
+        _say("steps", without)
+        lacking, steps = without.get("depth_map", (0, 0))
+        if lacking < steps:
+            # Its depth head learnt from measured depth.
+            student.config.depth_unit = "metre"
         save_student(student, ready.processor, home)
         facts = provenance(
             config,

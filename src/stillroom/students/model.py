@@ -77,7 +77,12 @@ _GREEDY: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty": (1.0,),
     "no_repeat_ngram_size": (0,),
     "min_new_tokens": (0,),
+    "min_length": (0,),
+    "bad_words_ids": (),
+    "return_dict_in_generate": (False,),
 }
+#: Options that change no answer.
+_HARMLESS = {"use_cache", "pad_token_id", "generation_config", "synced_gpus"}
 
 
 class StillroomStudent(PreTrainedModel, GenerationMixin):
@@ -384,9 +389,11 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
 
         Raises:
             BadInputError: no photos, a prompt that does not end with ``<bos>``, or an option that
-                asks for another way of decoding.
+                asks for another way of decoding or is not known.
         """
-        _require_greedy(options)
+        _require_greedy(options, self.generation_config)
+        if max_new_tokens is None:
+            max_new_tokens = getattr(options.get("generation_config"), "max_new_tokens", None)
         seen = self._seen(pixel_values, features)
         rows = []
         for index, (ids, keep) in enumerate(
@@ -437,10 +444,16 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         return (student, info) if wants_info else student
 
 
-def _require_greedy(options: Mapping[str, Any]) -> None:
-    """Refuse options of ``generate``, or of its ``generation_config``, that greedy decoding has
-    not: an answer that is not what was asked for is worse than none."""
-    config = options.get("generation_config")
+def _require_greedy(options: Mapping[str, Any], standing: Any) -> None:
+    """Refuse options of ``generate``, of its ``generation_config`` or of the ``standing`` one, that
+    greedy decoding has not: an answer that is not what was asked for is worse than none."""
+    unknown = sorted(options.keys() - _GREEDY.keys() - _HARMLESS)
+    if unknown:
+        raise BadInputError(
+            f"a student's generate knows no {unknown[0]}; leave {unknown[0]} out (max_new_tokens "
+            "says how long an answer may be)"
+        )
+    config = options.get("generation_config") or standing
     for name, neutral in _GREEDY.items():
         asked = options.get(name, getattr(config, name, None))
         if asked not in (None, *neutral):

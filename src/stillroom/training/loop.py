@@ -179,10 +179,10 @@ def _end_epoch(run: Sitting, rows: int) -> None:
     """After an epoch's last step, its means: each term over all that was labelled in it.
 
     A step belongs to the epoch that its first row is of. The means are taken from the log, so that
-    a resumed run needs no memory of the steps before.
+    a resumed run needs no memory of the steps before; an epoch of one step is that step's row.
     """
     each, done = run.config.scenes_per_step, run.position.step
-    if not rows or run.log is None or done * each // rows == (done - 1) * each // rows:
+    if rows <= each or run.log is None or done * each // rows == (done - 1) * each // rows:
         return
     epoch = (done - 1) * each // rows
     first = -(-epoch * rows // each)
@@ -197,6 +197,8 @@ def _labelled_means(steps: Sequence[Mapping[str, Any]], part: str) -> dict[str, 
     counts: dict[str, float] = {}
     for row in steps:
         for name, value in row[part].items():
+            if value is None:  # it was not finite
+                continue
             count = row["labelled"][name]
             sums[name] = sums.get(name, 0.0) + value * count
             counts[name] = counts.get(name, 0.0) + count
