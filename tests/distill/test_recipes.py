@@ -171,6 +171,7 @@ def differing(one: DistillConfig, other: DistillConfig) -> set[str]:
         ("static_weights", {"slots.kind", "slots.count", "losses.weighting"}),
         ("k2", {"slots.count"}),
         ("k4", {"slots.count"}),
+        ("k8", set()),
         ("k16", {"slots.count"}),
         ("frozen_random", {"slots.kind"}),
         ("filler", {"slots.kind"}),

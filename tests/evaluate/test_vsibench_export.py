@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from stillroom import api
 from stillroom.evaluate import lmms_eval_task
 from stillroom.evaluate.suites import SUITES, read_items
 from stillroom.evaluate.suites.report import prepare
