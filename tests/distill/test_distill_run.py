@@ -19,7 +19,8 @@ from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
-from stillroom.distill.run import distill, text_alone
+from stillroom.distill.prepare import text_alone
+from stillroom.distill.run import distill
 from stillroom.distill.step import count_labelled, distill_step
 from stillroom.engine.naming import UNKNOWN
 from stillroom.engine.packing import IGNORE_INDEX
