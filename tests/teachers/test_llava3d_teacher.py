@@ -57,7 +57,8 @@ def test_a_saved_teacher_answers_as_before(folder: Path) -> None:
     before = tiny_teacher().label(scene, questions, ["topk_logits"])
     for one, other in zip(said, before, strict=True):
         assert one.answer == other.answer
-        np.testing.assert_array_equal(one.topk_logits, other.topk_logits)
+        # Loaded to answer, its weights are packed, which may round the last bit otherwise.
+        np.testing.assert_allclose(one.topk_logits, other.topk_logits, rtol=1e-5)
 
 
 def test_keys_are_the_release_s() -> None:

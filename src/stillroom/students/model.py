@@ -290,10 +290,17 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     # Answering. ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def open_prefix(self, features: VisionFeatures) -> ScenePrefix:
-        """One scene read by the language model; its questions share this."""
-        vision = self.vision_tokens(features)
-        return prefill(self.language_model, vision, visibility=self.config.visibility)
+    def open_prefix(self, features: VisionFeatures, *, plain: bool = False) -> ScenePrefix:
+        """One scene read by the language model; its questions share this.
+
+        ``plain`` reads with the language model's own ``forward`` (``engine/decoder.py``).
+        """
+        return prefill(
+            self.language_model,
+            self.vision_tokens(features),
+            visibility=self.config.visibility,
+            plain=plain,
+        )
 
     @torch.no_grad()
     def prompt(self, question_ids: Sequence[int]) -> Float[Tensor, "t d"]:
@@ -301,8 +308,11 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         start = self.config.bos_token_id
         assert start is not None
         kind, ids = prompt_layout(question_ids, start_id=start, **self._slots)
-        where = torch.tensor([kind, ids], device=self.device)
-        return self.embed(where[:1], where[1:])[0]
+        embeds = self.get_input_embeddings()(torch.tensor(ids, device=self.device))
+        if self.slots.count:
+            first = kind.index(int(Kind.T))
+            embeds[first : first + self.slots.count] = self.slots()
+        return embeds
 
     @torch.no_grad()
     def answer_ids(
@@ -312,10 +322,12 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         *,
         max_new_tokens: int | None = None,
         choices: Sequence[Choices] = (),
+        plain: bool = False,
     ) -> list[list[int]]:
         """Greedy answers to tokenised questions, ``<eos>`` included where it came in time.
 
-        ``choices`` holds the answers each question allows, none for any text.
+        ``choices`` holds the answers each question allows, none for any text; ``plain`` as in
+        ``open_prefix``.
         """
         said = greedy(
             self.language_model,
@@ -324,7 +336,9 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             visibility=self.config.visibility,
             max_new_tokens=max_new_tokens or self.config.max_answer_tokens,
             eos_id=self._eos,
+            scored=False,
             choices=choices,
+            plain=plain,
         )
         return [decoded.ids for decoded in said]
 
@@ -343,7 +357,10 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         max_new_tokens: int | None = None,
         **_: Any,
     ) -> Int[Tensor, "b u"]:
-        """The prompts followed by their greedy answers, padded at the end; as a session answers.
+        """The prompts followed by their greedy answers, padded at the end.
+
+        Each is read anew by the language model's own ``forward``: what a session, which is many
+        times as fast, has to agree with token by token.
 
         Raises:
             BadInputError: no photos, or a prompt that does not end with ``<bos>``.
@@ -359,8 +376,10 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
                     f"prompt {index} must end with <bos> (id {self.config.bos_token_id}); make it "
                     "with the student's processor"
                 )
-            prefix = self.open_prefix(_scene(seen, index))
-            (answer,) = self.answer_ids(prefix, [prompt[:-1]], max_new_tokens=max_new_tokens)
+            prefix = self.open_prefix(_scene(seen, index), plain=True)
+            (answer,) = self.answer_ids(
+                prefix, [prompt[:-1]], max_new_tokens=max_new_tokens, plain=True
+            )
             rows.append(torch.cat([ids, torch.tensor(answer, device=ids.device)]))
         return nn.utils.rnn.pad_sequence(
             rows, batch_first=True, padding_value=self.config.pad_token_id or 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stillroom.engine.packed import pack
 from stillroom.records import (
     Answer,
     OrientedBox,
@@ -21,7 +22,7 @@ from stillroom.records import (
 )
 from stillroom.students.detector import found_boxes
 from stillroom.students.model import StillroomStudent
-from stillroom.students.processor import Photo, StillroomProcessor
+from stillroom.students.processor import Photo, StillroomProcessor, photo_identity
 
 #: How sure a guess of the detector must be to be shown. Focal loss leaves even good guesses far
 #: from certain.
@@ -47,6 +48,12 @@ class StudentSession:
             features = student.features(images[None])
         self._features = features
         self._prefix = student.open_prefix(features)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what has been read of the scene: features, keys and values."""
+        seen = (self._features.tokens, self._features.depth, self._features.depth_map)
+        return self._prefix.nbytes + sum(part.nbytes for part in seen if part is not None)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order; one of its options where it has any."""
@@ -120,6 +127,7 @@ class StudentAnswerer:
         """
         student: StillroomStudent = StillroomStudent.from_pretrained(where, dtype=dtype)
         student.to(torch.device(device))  # type: ignore[arg-type]  # transformers' wrapper
+        pack(student)
         return cls(student, StillroomProcessor.from_pretrained(where))
 
     def open(self, scene: Scene) -> StudentSession:
@@ -127,9 +135,9 @@ class StudentAnswerer:
         photos = [view.rgb for view in scene.views]
         return StudentSession(self.student, self.processor, photos, scene_id=scene.scene_id)
 
-    def open_photos(self, photos: Sequence[Photo]) -> StudentSession:
+    def open_scene(self, photos: Sequence[Photo]) -> StudentSession:
         """Look at loose photos of one scene: paths, Pillow images or arrays."""
-        scene_id = content_hash(["photos", *(str(photo) for photo in photos)])
+        scene_id = content_hash(["photos", *map(photo_identity, photos)])
         return StudentSession(self.student, self.processor, photos, scene_id=scene_id)
 
 

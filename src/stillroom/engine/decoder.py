@@ -1,0 +1,387 @@
+"""How the engine reads with a language model: its layers over a row's keys and values.
+
+GPT-NeoX, Llama and Qwen2 are read by plain tensor code on the model's own weights, because what
+transformers does around them (masks, caches, rotary angles anew in every call) costs more than a
+small model itself. Every other model, and one that is trained, quantised in a way of its own or
+offloaded, is read by its own ``forward``. Both say the same (tests).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from stillroom.engine.cache import KeyValues
+from stillroom.engine.mask import for_attention
+from stillroom.engine.packed import PackedLinear, is_plain, linear, packed_weight
+
+#: Layers that read the same input are made one where their weights together are this small; for
+#: larger ones a second copy costs more than a second call.
+FUSED_BYTES = 4 << 20
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Reads tokens behind what a row has cached."""
+
+    def read(
+        self,
+        embeds: Float[Tensor, "1 q d"],
+        *,
+        position: Int[Tensor, "q"],
+        cache: KeyValues,
+        mask: Bool[Tensor, "q l"] | Float[Tensor, "q l"] | None = None,
+        seen: int | None = None,
+        at: Int[Tensor, "q"] | None = None,
+    ) -> Float[Tensor, "q d"]:
+        """Last hidden states, after the final norm; the cache grows by what was read.
+
+        Without a ``mask`` every token sees all that ``KeyValues.put`` gives back for ``seen`` and
+        ``at``; with ``at`` the cache does not grow by itself.
+        """
+        ...
+
+    def logits(self, states: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """Logits over the vocabulary, float32."""
+        ...
+
+
+def decoder_of(lm: PreTrainedModel, *, plain: bool = False) -> Decoder:
+    """The fastest way to read with a model as it is now; ``plain`` always asks its ``forward``."""
+    if plain or not _readable(lm):
+        return PlainDecoder(lm)
+    held = _DECODERS.get(lm)
+    if held is None or not held.fits():
+        held = _DECODERS[lm] = LeanDecoder(lm)
+    return held
+
+
+class PlainDecoder:
+    """A language model read by its own ``forward``."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        self.lm = lm
+
+    def read(
+        self,
+        embeds: Float[Tensor, "1 q d"],
+        *,
+        position: Int[Tensor, "q"],
+        cache: KeyValues,
+        mask: Bool[Tensor, "q l"] | Float[Tensor, "q l"] | None = None,
+        seen: int | None = None,
+        at: Int[Tensor, "q"] | None = None,
+    ) -> Float[Tensor, "q d"]:
+        """As the protocol says."""
+        count = embeds.shape[1]
+        if mask is None:
+            known = cache.room if at is not None else (cache.length if seen is None else seen)
+            width = known if at is not None else known + count
+            mask = torch.ones(count, width, dtype=torch.bool, device=embeds.device)
+        if mask.dtype == torch.bool:
+            mask = for_attention(self.lm, mask[None, None], embeds.dtype)
+        else:
+            mask = mask[None, None]
+        states: Tensor = self.lm.base_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=position[None],
+            past_key_values=_Into(cache, seen, at),
+            use_cache=True,
+        ).last_hidden_state
+        if at is None:
+            cache.grow(count)
+        return states[0]
+
+    def logits(self, states: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """As the protocol says."""
+        said: Tensor = self.lm.get_output_embeddings()(states)
+        return said.float()
+
+
+class _Into(DynamicCache):
+    """What transformers takes for a cache: new keys and values go into a row's own."""
+
+    def __init__(self, cache: KeyValues, seen: int | None, at: Tensor | None) -> None:
+        super().__init__()
+        self._cache, self._seen, self._at = cache, seen, at
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Everything that the new positions may look at."""
+        return self._cache.put(layer_idx, key_states, value_states, seen=self._seen, at=self._at)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before the new ones."""
+        return self._cache.length
+
+
+class LeanDecoder:
+    """A GPT-NeoX, Llama or Qwen2 read by tensor code."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        base: Any = lm.base_model
+        self.head: Any = lm.get_output_embeddings()
+        self.rotary = base.rotary_emb
+        neox = lm.config.model_type == "gpt_neox"
+        self.norm = base.final_layer_norm if neox else base.norm
+        kind = _NeoXLayer if neox else _LlamaLayer
+        self.layers = [kind(layer) for layer in base.layers]
+        #: Recorded steps by shape (``graphs.py``).
+        self.graphs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._angles: tuple[Tensor, Tensor] | None = None
+
+    def fits(self) -> bool:
+        """Whether the model still has the weights that this was made of."""
+        return all(layer.fits() for layer in self.layers)
+
+    def read(
+        self,
+        embeds: Float[Tensor, "1 q d"],
+        *,
+        position: Int[Tensor, "q"],
+        cache: KeyValues,
+        mask: Bool[Tensor, "q l"] | Float[Tensor, "q l"] | None = None,
+        seen: int | None = None,
+        at: Int[Tensor, "q"] | None = None,
+    ) -> Float[Tensor, "q d"]:
+        """As the protocol says."""
+        if mask is not None and mask.dtype == torch.bool:  # once instead of in every layer
+            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(
+                ~mask, -torch.inf
+            )
+        x = embeds[0]
+        angles = self._turns(position, embeds, cache.room + embeds.shape[1])
+        reading = _Reading(*angles, mask=mask, cache=cache, seen=seen, places=at)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, number, reading)
+        if at is None:
+            cache.grow(embeds.shape[1])
+        # The module itself: who wants its input hooks onto it.
+        return self.norm(x[None])[0]
+
+    def logits(self, states: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """As the protocol says."""
+        said: Tensor = self.head(states)
+        return said.float()
+
+    def _turns(self, position: Tensor, embeds: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine of positions below ``most``, ``[q 1 r]``, from a table."""
+        held = self._angles
+        if (
+            held is None
+            or held[0].dtype != embeds.dtype
+            or held[0].device != embeds.device
+            or len(held[0]) < most
+        ):
+            count = max(most, self.rotary.config.max_position_embeddings)
+            places = torch.arange(count, device=embeds.device)[None]
+            with torch.inference_mode(False):
+                cos, sin = self.rotary(embeds.new_empty(1), places)
+                half = sin.shape[-1] // 2
+                signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+                held = self._angles = (cos[0, :, None].clone(), signed[:, None])
+        return held[0][position], held[1][position]
+
+
+class _Reading(NamedTuple):
+    """What every layer of one reading needs."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    cache: KeyValues
+    seen: int | None
+    places: Tensor | None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channels (j, j + r/2) of each head turned, the first r of them; ``x [q heads d]``."""
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat([_turned(x[..., :width], cos, sin), x[..., width:]], dim=-1)
+    half = width // 2
+    other = torch.cat([x[..., half:], x[..., :half]], dim=-1)
+    return (x * cos).add_(other.mul_(sin))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: _Reading) -> Tensor:
+    """New positions look at the row; all of ``[q heads d]``, result ``[q heads*d]``."""
+    heads, shared, mask = q.shape[1], k.shape[1], at.mask
+    keys, values = at.cache.put(
+        number, k.transpose(0, 1)[None], v.transpose(0, 1)[None], seen=at.seen, at=at.places
+    )
+    queries = q.transpose(0, 1)[None]  # [1 heads q d]
+    if heads == shared:
+        mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
+    elif mask is None or q.shape[0] == 1:
+        # Heads that share keys stand as more queries of one head: no key is repeated.
+        flat = queries.reshape(1, shared, -1, queries.shape[-1])
+        mixed = F.scaled_dot_product_attention(flat, keys, values, mask).reshape(queries.shape)
+    else:
+        mixed = F.scaled_dot_product_attention(
+            queries,
+            keys.repeat_interleave(heads // shared, 1),
+            values.repeat_interleave(heads // shared, 1),
+            mask,
+        )
+    return mixed[0].transpose(0, 1).flatten(1)
+
+
+class _Together:
+    """Linear layers that read the same input, as one where that pays."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = list(layers)
+        self.weight: Tensor | None = None
+        self.packed: Tensor | None = None
+        self._large = sum(_nbytes(layer) for layer in layers) > FUSED_BYTES
+        if self._large or not all(is_plain(layer) for layer in layers):
+            return
+        linears: Sequence[Any] = layers
+        weights = [layer.weight.detach() for layer in linears]
+        self.weight = torch.cat(weights)
+        self.sizes = [len(weight) for weight in weights]
+        biases = [layer.bias for layer in linears]
+        self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        if all(isinstance(layer, PackedLinear) for layer in layers):
+            self.packed = packed_weight(self.weight)
+        self._of = [(layer.weight, layer.weight._version) for layer in linears]
+
+    def fits(self) -> bool:
+        """Whether the layers have the weights that were joined, and are packed if they were."""
+        if self.weight is None:
+            return not all(is_plain(layer) for layer in self.layers) or self._large
+        packed = all(isinstance(layer, PackedLinear) for layer in self.layers)
+        return packed == (self.packed is not None) and all(
+            layer.weight is weight and weight._version == version
+            for layer, (weight, version) in zip(self.layers, self._of, strict=True)
+        )
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        if self.weight is None or x.dtype != self.weight.dtype:
+            return [layer(x) for layer in self.layers]
+        # A single row in fp32 is faster with the plain weight (packed.py).
+        if self.packed is not None and not (len(x) == 1 and x.dtype == torch.float32):
+            return linear(x, self.packed, self.bias).split(self.sizes, dim=-1)
+        return F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+
+
+def _nbytes(layer: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in layer.parameters())
+
+
+class _NeoXLayer:
+    def __init__(self, layer: Any) -> None:
+        self.attention, self.mlp = layer.attention, layer.mlp
+        self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
+        self.parallel = layer.use_parallel_residual
+        self.width = layer.attention.head_size
+
+    def fits(self) -> bool:
+        """Nothing is kept but the layer itself."""
+        return True
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KeyValues,
+        *where: Any,
+    ) -> Tensor:
+        qkv = self.attention.query_key_value(self.before(x))
+        qkv = qkv.view(len(x), -1, 3, self.width)  # [q heads 3 d]
+        turned = _turned(qkv[:, :, :2], at.cos[:, None], at.sin[:, None])
+        mixed = _attend(turned[:, :, 0], turned[:, :, 1], qkv[:, :, 2], number, at)
+        said = self.attention.dense(mixed)
+        if self.parallel:
+            return self._think(self.after(x)) + said + x
+        x = said + x
+        return self._think(self.after(x)) + x
+
+    def _think(self, x: Tensor) -> Tensor:
+        inner = self.mlp.act(self.mlp.dense_h_to_4h(x))
+        thought: Tensor = self.mlp.dense_4h_to_h(inner)
+        return thought
+
+
+class _LlamaLayer:
+    """Llama's, and Qwen2's, which has biases besides."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
+        self.width = attention.head_dim
+        self.qkv = _Together([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out, self.down, self.act = attention.o_proj, mlp.down_proj, mlp.act_fn
+        self.inner = _Together([mlp.gate_proj, mlp.up_proj])
+
+    def fits(self) -> bool:
+        """Whether what was joined is still the layer's."""
+        return self.qkv.fits() and self.inner.fits()
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: KeyValues,
+        *where: Any,
+    ) -> Tensor:
+        q, k, v = (part.unflatten(-1, (-1, self.width)) for part in self.qkv(_rms(self.before, x)))
+        q, k = _turned(q, at.cos, at.sin), _turned(k, at.cos, at.sin)
+        x = x + self.out(_attend(q, k, v, number, at))
+        gate, up = self.inner(_rms(self.after, x))
+        thought: Tensor = self.down(self.act(gate) * up)
+        return x + thought
+
+
+def _rms(norm: nn.Module, x: Tensor) -> Tensor:
+    """A root-mean-square norm; the model's own code in half precision, whose rounding it is."""
+    if x.dtype == torch.float32:
+        weight: Any = norm.weight
+        return F.rms_norm(x, weight.shape, weight, norm.variance_epsilon)  # type: ignore[arg-type]
+    normed: Tensor = norm(x)
+    return normed
+
+
+# Which models can be read so. --------------------------------------------------------------------
+
+_DECODERS: WeakKeyDictionary[PreTrainedModel, LeanDecoder] = WeakKeyDictionary()
+
+
+def _readable(lm: PreTrainedModel) -> bool:
+    """Whether ``LeanDecoder`` knows this model and may read it now."""
+    config = lm.config
+    return (
+        config.model_type in ("gpt_neox", "llama", "qwen2")
+        and not lm.training
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled(lm.device.type)
+        and config._attn_implementation == "sdpa"
+        and config.rope_parameters["rope_type"] in ("default", "linear", "llama3")
+        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not _intercepted(lm)
+    )
+
+
+def _intercepted(lm: PreTrainedModel) -> bool:
+    """Whether something stands between a caller and the layers: offloading, adapters, observers."""
+    base: Any = lm.base_model
+    for layer in base.layers:
+        if layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook"):
+            return True
+    inside = base.layers[0].modules() if len(base.layers) else ()
+    return any(hasattr(module, "_hf_hook") or hasattr(module, "lora_A") for module in inside)

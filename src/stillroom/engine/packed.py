@@ -1,0 +1,115 @@
+"""Linear layers for a CPU: weights once in the order in which its kernels read them.
+
+oneDNN's kernels want a matrix in blocks. Left as PyTorch keeps it, it is put in order again at
+every call; packed, a matrix and a few tokens take a half to a fifth of the time (docs/speed.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: A layer up to this size keeps its plain weight beside the packed one: a single token is faster
+#: with it, and it can still be trained and saved. Larger ones are turned into packed ones.
+KEPT_BYTES = 2 << 20
+#: Rows up to which the plain kernel is the faster one for such a small layer in fp32.
+FEW_ROWS = 4
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def can_pack() -> bool:
+    """Whether this PyTorch has oneDNN's packed kernels."""
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer with a packed weight; where a gradient is kept it is the plain one."""
+
+    _packed: Tensor
+    _of: tuple[int, int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight
+        plain = not weight.is_mkldnn
+        if plain and (torch.is_grad_enabled() or self._of != (id(weight), weight._version)):
+            return F.linear(x, weight, self.bias)
+        if x.dtype != self._packed.dtype or not x.is_cpu:
+            return self._unusual(x)
+        few = x.numel() <= FEW_ROWS * x.shape[-1]
+        if plain and few and x.dtype == torch.float32:
+            return F.linear(x, weight, self.bias)
+        return linear(x, self._packed, self.bias)
+
+    def _unusual(self, x: Tensor) -> Tensor:
+        """Under autocast, or after the layer was moved or cast."""
+        weight = self.weight
+        return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, self.bias)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_mkldnn:
+            destination[prefix + "weight"] = self.weight.detach().to_dense()
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` with a packed weight."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def packed_weight(weight: Tensor) -> Tensor:
+    """A weight in oneDNN's order."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach())  # type: ignore[no-any-return]
+
+
+def pack(model: nn.Module, *, kept_bytes: int = KEPT_BYTES) -> int:
+    """Pack the linear layers of a model that only answers from now on; how many were packed.
+
+    Nothing happens off a CPU, to quantised or offloaded layers, or without oneDNN. The weight of a
+    layer above ``kept_bytes`` is held packed alone, so that no memory is taken twice: it still
+    counts and is saved, but cannot be trained or moved. A tied weight keeps its plain form.
+    """
+    if not can_pack():
+        return 0
+    shared = _tied(model)
+    layers: list[Any] = [module for module in model.modules() if _can_be_packed(module)]
+    for layer in layers:
+        weight = layer.weight
+        layer.__class__ = PackedLinear
+        layer._packed = packed_weight(weight)
+        layer._of = (id(weight), weight._version)
+        if weight.nbytes > kept_bytes and id(weight) not in shared:
+            layer.weight = nn.Parameter(layer._packed, requires_grad=False)
+    return len(layers)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """A linear layer whose weight is an ordinary tensor in its place, packed beside it or not."""
+    return (
+        type(module) in (nn.Linear, PackedLinear)
+        and type(module.weight) is nn.Parameter
+        and not module.weight.is_mkldnn
+        and not hasattr(module, "_hf_hook")
+    )
+
+
+def _can_be_packed(module: nn.Module) -> bool:
+    if type(module) is not nn.Linear or not is_plain(module):
+        return False
+    weight = module.weight
+    return weight.device.type == "cpu" and weight.dtype in _DTYPES and weight.numel() > 0
+
+
+def _tied(model: nn.Module) -> set[int]:
+    """Weights that stand in more than one module: another one reads their rows."""
+    seen: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                seen[id(parameter)] = seen.get(id(parameter), 0) + 1
+    return {one for one, count in seen.items() if count > 1}
