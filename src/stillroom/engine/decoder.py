@@ -291,15 +291,7 @@ class _NeoXLayer:
         """Nothing is kept but the layer itself."""
         return True
 
-    def __call__(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        cache: KeyValues,
-        *where: Any,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, number: int, at: _Reading) -> Tensor:
         qkv = self.attention.query_key_value(self.before(x))
         qkv = qkv.view(len(x), -1, 3, self.width)  # [q heads 3 d]
         turned = _turned(qkv[:, :, :2], at.cos[:, None], at.sin[:, None])
@@ -331,15 +323,7 @@ class _LlamaLayer:
         """Whether what was joined is still the layer's."""
         return self.qkv.fits() and self.inner.fits()
 
-    def __call__(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        cache: KeyValues,
-        *where: Any,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, number: int, at: _Reading) -> Tensor:
         q, k, v = (part.unflatten(-1, (-1, self.width)) for part in self.qkv(_rms(self.before, x)))
         q, k = _turned(q, at.cos, at.sin), _turned(k, at.cos, at.sin)
         x = x + self.out(_attend(q, k, v, number, at))
