@@ -40,26 +40,28 @@ class Chooser:
         ]
         self.ids = torch.tensor(padded, device=device)  # [b c s]
         self.open = self.ids[:, :, 0] >= 0
-        #: Questions that have choices.
-        self.asks = self.open.any(dim=1)
+        #: Questions that have choices, ``[b 1]``.
+        self.asks = self.open.any(dim=1, keepdim=True)
+        self.all_ask = all(map(len, choices))
 
     def pick(self, logits: Float[Tensor, "b v"], step: int | Int[Tensor, "1"]) -> Int[Tensor, "b"]:
         """The next token of every question; of equally likely ones the one with the least id."""
-        free = logits.argmax(dim=-1)
         if not self.bound:
-            return free
+            return logits.argmax(dim=-1)
         last = self.ids.shape[2] - 1
         if isinstance(step, int):
             ids = self.ids[:, :, min(step, last)]
         else:
             ids = self.ids.index_select(2, step.clamp(max=last))[:, :, 0]
-        goes_on = self.open & (ids >= 0)
-        found = logits.gather(1, ids.clamp(min=0)).masked_fill(~goes_on, -torch.inf)
-        best = (found == found.amax(dim=1, keepdim=True)) & goes_on
-        chosen = torch.where(best, ids, logits.shape[-1]).amin(dim=1)
-        chosen = torch.where(self.asks & goes_on.any(dim=1), chosen, free)
-        self.open.logical_and_(ids == chosen[:, None])
-        return chosen
+        goes_on = (ids >= 0).logical_and_(self.open)
+        found = logits.gather(1, ids.clamp(min=0)).masked_fill_(~goes_on, -torch.inf)
+        best = goes_on.logical_and_(found == found.amax(dim=1, keepdim=True))
+        # Behind its end a question says anything.
+        chosen = ids.masked_fill(~best, logits.shape[-1] - 1).amin(dim=1, keepdim=True)
+        if not self.all_ask:
+            chosen = torch.where(self.asks, chosen, logits.argmax(dim=-1, keepdim=True))
+        self.open.logical_and_(ids == chosen)
+        return chosen[:, 0]
 
     def keep(self, questions: Int[Tensor, "k"]) -> None:
         """Go on with these questions alone."""

@@ -240,71 +240,76 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: _Reading) -> Tenso
 class _Together:
     """Linear layers that read the same input, as one where that pays."""
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self.layers = list(layers)
-        self.weight: Tensor | None = None
-        self.packed: Tensor | None = None
-        self._large = sum(_nbytes(layer) for layer in layers) > FUSED_BYTES
-        if self._large or not all(is_plain(layer) for layer in layers):
-            return
-        linears: Sequence[Any] = layers
-        weights = [layer.weight.detach() for layer in linears]
-        self.weight = torch.cat(weights)
-        self.sizes = [len(weight) for weight in weights]
-        biases = [layer.bias for layer in linears]
-        self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-        if all(isinstance(layer, PackedLinear) for layer in layers):
-            self.packed = packed_weight(self.weight)
-        self._of = [(layer.weight, layer.weight._version) for layer in linears]
+    def __init__(self, *layers: Any) -> None:
+        self.layers = layers
+        self._of = self._now()
+        #: (weight, bias) of what is called: all layers joined, each packed one, or none.
+        self._plain: tuple[Tensor, Tensor | None] | None = None
+        self._packed: list[tuple[Tensor, Tensor | None]] = []
+        ordinary = all(is_plain(layer) for layer in self.layers)
+        packed = all(type(layer) is PackedLinear for layer in self.layers)
+        if ordinary and sum(layer.weight.nbytes for layer in self.layers) <= FUSED_BYTES:
+            weight = torch.cat([layer.weight.detach() for layer in self.layers])
+            biases = [layer.bias for layer in self.layers]
+            bias = None if biases[0] is None else torch.cat([one.detach() for one in biases])
+            self._plain = (weight, bias)
+            if packed:
+                self._packed = [(packed_weight(weight), bias)]
+        elif packed and all(layer.up_to_date for layer in self.layers):
+            self._packed = [(layer._packed, layer.bias) for layer in self.layers]
+        self._sizes = [layer.out_features for layer in self.layers] if ordinary or packed else []
 
     def fits(self) -> bool:
-        """Whether the layers have the weights that were joined, and are packed if they were."""
-        if self.weight is None:
-            return not all(is_plain(layer) for layer in self.layers) or self._large
-        packed = all(isinstance(layer, PackedLinear) for layer in self.layers)
-        return packed == (self.packed is not None) and all(
-            layer.weight is weight and weight._version == version
-            for layer, (weight, version) in zip(self.layers, self._of, strict=True)
-        )
+        """Whether the layers have the weights that this was made of."""
+        return self._of == self._now()
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        if self.weight is None or x.dtype != self.weight.dtype:
+        """The output of every layer."""
+        weight = self._plain[0] if self._plain else self._packed[0][0] if self._packed else None
+        if weight is None or x.dtype != weight.dtype:
             return [layer(x) for layer in self.layers]
         # A single row in fp32 is faster with the plain weight (packed.py).
-        if self.packed is not None and not (len(x) == 1 and x.dtype == torch.float32):
-            return linear(x, self.packed, self.bias).split(self.sizes, dim=-1)
-        return F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+        if self._plain and not (self._packed and (len(x) > 1 or x.dtype != torch.float32)):
+            said = [F.linear(x, *self._plain)]
+        else:
+            said = [linear(x, *one) for one in self._packed]
+        return said if len(said) == len(self.layers) else said[0].split(self._sizes, dim=-1)
 
-
-def _nbytes(layer: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in layer.parameters())
+    def _now(self) -> list[tuple[type, int, int]]:
+        return [
+            (type(layer), id(layer.weight), getattr(layer.weight, "_version", 0))
+            for layer in self.layers
+        ]
 
 
 class _NeoXLayer:
     def __init__(self, layer: Any) -> None:
-        self.attention, self.mlp = layer.attention, layer.mlp
+        attention, mlp = layer.attention, layer.mlp
+        self.qkv, self.out = _Together(attention.query_key_value), _Together(attention.dense)
+        self.inner, self.down = _Together(mlp.dense_h_to_4h), _Together(mlp.dense_4h_to_h)
+        self.act = mlp.act
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         self.parallel = layer.use_parallel_residual
         self.width = layer.attention.head_size
 
     def fits(self) -> bool:
-        """Nothing is kept but the layer itself."""
-        return True
+        """Whether the layer has the weights that this was made of."""
+        return all(part.fits() for part in (self.qkv, self.out, self.inner, self.down))
 
     def __call__(self, x: Tensor, number: int, at: _Reading) -> Tensor:
-        qkv = self.attention.query_key_value(self.before(x))
+        (qkv,) = self.qkv(self.before(x))
         qkv = qkv.view(len(x), -1, 3, self.width)  # [q heads 3 d]
         turned = _turned(qkv[:, :, :2], at.cos[:, None], at.sin[:, None])
         mixed = _attend(turned[:, :, 0], turned[:, :, 1], qkv[:, :, 2], number, at)
-        said = self.attention.dense(mixed)
+        (said,) = self.out(mixed)
         if self.parallel:
             return self._think(self.after(x)) + said + x
         x = said + x
         return self._think(self.after(x)) + x
 
     def _think(self, x: Tensor) -> Tensor:
-        inner = self.mlp.act(self.mlp.dense_h_to_4h(x))
-        thought: Tensor = self.mlp.dense_4h_to_h(inner)
+        (inner,) = self.inner(x)
+        (thought,) = self.down(self.act(inner))
         return thought
 
 
@@ -315,20 +320,21 @@ class _LlamaLayer:
         attention, mlp = layer.self_attn, layer.mlp
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         self.width = attention.head_dim
-        self.qkv = _Together([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out, self.down, self.act = attention.o_proj, mlp.down_proj, mlp.act_fn
-        self.inner = _Together([mlp.gate_proj, mlp.up_proj])
+        self.qkv = _Together(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out, self.down = _Together(attention.o_proj), _Together(mlp.down_proj)
+        self.inner, self.act = _Together(mlp.gate_proj, mlp.up_proj), mlp.act_fn
 
     def fits(self) -> bool:
-        """Whether what was joined is still the layer's."""
-        return self.qkv.fits() and self.inner.fits()
+        """Whether the layer has the weights that this was made of."""
+        return all(part.fits() for part in (self.qkv, self.out, self.inner, self.down))
 
     def __call__(self, x: Tensor, number: int, at: _Reading) -> Tensor:
         q, k, v = (part.unflatten(-1, (-1, self.width)) for part in self.qkv(_rms(self.before, x)))
         q, k = _turned(q, at.cos, at.sin), _turned(k, at.cos, at.sin)
-        x = x + self.out(_attend(q, k, v, number, at))
+        (said,) = self.out(_attend(q, k, v, number, at))
+        x = x + said
         gate, up = self.inner(_rms(self.after, x))
-        thought: Tensor = self.down(self.act(gate) * up)
+        (thought,) = self.down(self.act(gate) * up)
         return x + thought
 
 

@@ -310,7 +310,7 @@ class _Row:
         # Questions do not see each other: read a few at a time, they do not even look past each
         # other, which costs the square of all their tokens.
         states = torch.cat([self._read(prefix, part) for part in _pieces(prompts, PIECE_TOKENS)])
-        if not prefix.layers:
+        if not prefix.is_read:
             states = states[n:]
         last = torch.tensor(lengths, device=device).cumsum(0) - 1
         #: Logits at each prompt's last token, [questions vocabulary].
@@ -329,7 +329,7 @@ class _Row:
         n, device = prefix.length, prefix.embeds.device
         lengths = [len(prompt) for prompt in prompts]
         # Nothing of V is cached under full_prefix: it is read along with the question.
-        start = n if prefix.layers else 0
+        start = n if prefix.is_read else 0
         places = [torch.arange(n, device=device)]
         places += [torch.arange(n, n + length, device=device) for length in lengths]
         position = torch.cat(places)

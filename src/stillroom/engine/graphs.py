@@ -128,7 +128,12 @@ def step_graph(
     device = row.keys[0].device
     chooser = Chooser(choices, device, most=options, longest=longest)
     held = decoder.graphs
-    shape = (count, room, most, *((options, longest) if chooser.bound else ()))
+    shape = (
+        count,
+        room,
+        most,
+        *((options, longest, int(chooser.all_ask)) if chooser.bound else ()),
+    )
     if shape not in held:
         while len(held) >= KEPT:
             held.popitem(last=False)

@@ -34,10 +34,16 @@ class PackedLinear(nn.Linear):
     _packed: Tensor
     _of: tuple[int, int]
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the packed weight is the layer's own."""
+        weight = self.weight
+        return weight.is_mkldnn or self._of == (id(weight), weight._version)
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
         plain = not weight.is_mkldnn
-        if plain and (torch.is_grad_enabled() or self._of != (id(weight), weight._version)):
+        if plain and (torch.is_grad_enabled() or not self.up_to_date):
             return F.linear(x, weight, self.bias)
         if x.dtype != self._packed.dtype or not x.is_cpu:
             return self._unusual(x)

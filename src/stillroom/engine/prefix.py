@@ -34,6 +34,8 @@ class ScenePrefix:
         self, *, embeds: Float[Tensor, "1 n d"], memory: KeyValues, visibility: Visibility
     ) -> None:
         self.embeds, self.visibility = embeds, visibility
+        #: Whether V has been read; else it is read along with every question.
+        self.is_read = memory.length > 0
         self._memory = memory
         self._lent: weakref.ref[KeyValues] | None = None
 

@@ -73,7 +73,8 @@ class ResidualUnit(nn.Module):
     """Two convolutions whose skip carries relu(x), not x.
 
     The release rectifies its input in place before adding it back, and its weights were trained
-    so; a clean unit is off by orders of magnitude (specs/vggt.md, section 4).
+    so; a clean unit is off by orders of magnitude (specs/vggt.md, section 4). Here too: its input,
+    which nobody else reads, is overwritten, and takes no memory twice.
     """
 
     def __init__(self, features: int) -> None:
@@ -82,8 +83,8 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "n f h w"]) -> Float[Tensor, "n f h w"]:
-        rectified = x.relu()
-        return rectified + self.conv2(self.conv1(rectified).relu())
+        rectified = x.relu_()
+        return rectified + self.conv2(self.conv1(rectified).relu_())
 
 
 class Fusion(nn.Module):
@@ -118,7 +119,8 @@ class Scratch(nn.Module):
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.output_conv2 = nn.Sequential(
             nn.Conv2d(features // 2, LAST_CHANNELS, 3, padding=1),
-            nn.ReLU(),
+            # A map as large as the photos: a second one costs a CPU more than the convolution.
+            nn.ReLU(inplace=True),
             nn.Conv2d(LAST_CHANNELS, outputs, 1),
         )
 
