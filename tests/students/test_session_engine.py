@@ -1,0 +1,158 @@
+"""The engine of a session against the plain computation, and open scenes within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stillroom import api, registry
+from stillroom.engine.packed import PackedLinear, can_pack
+from stillroom.engine.scene_cache import SceneCache
+from stillroom.records import Question, Scene, asked
+from stillroom.students.processor import StillroomProcessor
+from stillroom.students.session import StudentAnswerer
+from stillroom.testing import tiny_questions, tiny_scene
+
+Make = Callable[..., Any]
+
+CAPTURE = Path(__file__).parents[1] / "fixtures" / "captures" / "tum_fr3_cabinet"
+THINGS = ("cabinet", "lamp", "red chair", "table", "blue box")
+OWN_WORDS = (
+    "Describe the room.",
+    "How many chairs are in this room?",
+    "What is the distance between the lamp and the table in meters?",
+    "Is the floor dark?",
+)
+
+
+def shipped() -> StudentAnswerer:
+    return StudentAnswerer.from_folder(registry.locate("student_mini"))
+
+
+def capture_questions(scene: Scene) -> list[Question]:
+    """Free questions and such with two options, in turn."""
+    found = [asked(scene.scene_id, text) for text in OWN_WORDS]
+    for one in THINGS:
+        for other in THINGS:
+            if one != other:
+                text = f"Which is bigger, the {one} or the {other}?"
+                found.append(
+                    Question(
+                        scene_id=scene.scene_id,
+                        question_id=text,
+                        split="test",
+                        family="size",
+                        question=text,
+                        answer=one,
+                        options=(one, other),
+                    )
+                )
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_shipped_student_says_in_a_session_what_its_own_forward_says(
+    dtype: torch.dtype,
+) -> None:
+    scene = api.open_photos(CAPTURE)
+    answerer = StudentAnswerer.from_folder(registry.locate("student_mini"), dtype=dtype)
+    assert not can_pack() or any(isinstance(m, PackedLinear) for m in answerer.student.modules())
+    student, processor = answerer.student, answerer.processor
+    session = answerer.open(scene)
+    features = session._features
+    questions = capture_questions(scene)
+    prompts = [processor.question_ids(question.prompt) for question in questions]
+    choices = [processor.tokenizer.encode_choices(question.options) for question in questions]
+    plain = student.open_prefix(features, plain=True)
+    expected = [
+        student.answer_ids(plain, [prompt], choices=[allowed], plain=True)[0]
+        for prompt, allowed in zip(prompts, choices, strict=True)
+    ]
+    assert student.answer_ids(session._prefix, prompts, choices=choices) == expected
+    answers = session.answer(questions)
+    assert [answer.text for answer in answers] == [processor.decode(ids) for ids in expected]
+    assert len({answer.text for answer in answers}) > len(THINGS)
+
+
+def test_the_shipped_student_says_in_a_session_what_generate_says() -> None:
+    scene = api.open_photos(CAPTURE)
+    answerer = shipped()
+    session = answerer.open(scene)
+    photos = [view.rgb for view in scene.views]
+    for text in OWN_WORDS:
+        inputs = answerer.processor(images=photos, text=text, return_tensors="pt")
+        said = answerer.student.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
+        assert answerer.processor.decode(said.tolist()) == session.ask(text)
+
+
+def test_many_questions_over_many_scenes_stay_within_a_budget_and_change_no_answer(
+    make_student: Make, processor: StillroomProcessor
+) -> None:
+    answerer = StudentAnswerer(make_student(), processor)
+    scenes = [tiny_scene(seed) for seed in range(10)]
+    asked_of = {scene.scene_id: tiny_questions(scene, count=4) for scene in scenes}
+    expected = {}
+    largest = 0
+    for scene in scenes:
+        session = answerer.open(scene)
+        expected[scene.scene_id] = session.answer(asked_of[scene.scene_id])
+        largest = max(largest, session.nbytes)
+    assert len({answer.text for said in expected.values() for answer in said}) > 1
+    # Room for three scenes, and some: two open and one being opened.
+    cache = SceneCache(answerer, budget_bytes=3 * largest + largest // 2)
+    rng = np.random.default_rng(0)
+    opened = 0
+    recent: list[str] = []
+    for _ in range(150):
+        scene = scenes[rng.integers(len(scenes))]
+        name = scene.scene_id
+        which = rng.integers(4)
+        opened += name not in recent
+        recent = [*(one for one in recent if one != name), name][-3:]
+        (said,) = cache.open(scene).answer([asked_of[name][which]])
+        assert said == expected[name][which]
+        assert cache.nbytes <= cache.budget_bytes
+        assert len(cache) <= 3
+    assert cache.opened == opened
+    assert cache.evicted == opened - len(cache)
+    assert cache.opened + cache.found == 150
+
+
+def test_a_session_tells_what_it_holds_and_questions_take_no_more(
+    make_student: Make, processor: StillroomProcessor, photos: list[np.ndarray]
+) -> None:
+    answerer = StudentAnswerer(make_student(), processor)
+    session = answerer.open_scene(photos)
+    session.answer([asked(session.scene_id, text) for text in OWN_WORDS])
+    held = session.nbytes
+    config = answerer.student.config
+    tokens = answerer.student.vision_length(2)
+    keys = 2 * config.language_model.num_hidden_layers * 4 * config.hidden_size
+    assert held > tokens * keys
+    for _ in range(20):
+        session.answer([asked(session.scene_id, text) for text in OWN_WORDS])
+    assert session.nbytes == held
+
+
+def test_photos_are_told_apart_by_their_pixels_and_their_files(
+    make_student: Make, processor: StillroomProcessor, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    answerer = StudentAnswerer(make_student(), processor)
+    dark = np.zeros((28, 28, 3), np.uint8)
+    spot = dark.copy()
+    spot[14, 14] = 255  # in the middle, where numpy prints dots
+    file = tmp_path / "photo.png"
+    Image.fromarray(dark).save(file)
+    ids = {
+        answerer.open_scene([photo]).scene_id
+        for photo in (dark, spot, Image.fromarray(spot), file, str(file))
+    }
+    assert len(ids) == 4  # a path and its text are one
+    assert answerer.open_scene([spot]).scene_id == answerer.open_scene([spot.copy()]).scene_id
