@@ -13,8 +13,19 @@ STUDENTS = GROUND | {"text", "engine", "students"}
 TEACHERS = GROUND | {"text", "engine", "training", "scenes", "teachers"}
 EVALUATE = SCENES | {"text", "evaluate", "verify"}
 DISTILL = STUDENTS | TEACHERS | {"distill"}
-TOP = {"recipes", "registry", "api", "asking", "console", "demo", "cli", "verify", "testing"}
-EVERYTHING = DISTILL | EVALUATE | TOP
+TOP = {
+    "bench_models",
+    "recipes",
+    "registry",
+    "api",
+    "asking",
+    "console",
+    "demo",
+    "cli",
+    "verify",
+    "testing",
+}
+EVERYTHING = DISTILL | EVALUATE | TOP | {"bench", "export"}
 
 #: part -> parts it may import. A part may always import itself.
 MAY_IMPORT = {
@@ -30,6 +41,8 @@ MAY_IMPORT = {
     "evaluate": EVALUATE,
     "distill": DISTILL,
     "recipes": DISTILL,
+    "bench": DISTILL | EVALUATE | {"recipes"},
+    "bench_models": EVERYTHING,
     "testing": DISTILL,
     "console": set(),
     "registry": EVERYTHING,

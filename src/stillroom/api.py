@@ -24,6 +24,7 @@ from stillroom.records import (
 )
 
 if TYPE_CHECKING:
+    from stillroom.bench.options import LatencyOptions
     from stillroom.distill.config import DistillConfig
     from stillroom.distill.pretrain_config import PretrainConfig
     from stillroom.scenes.importers.detect import Layout
@@ -607,6 +608,42 @@ def verify(
     from stillroom.verify import verify_all
 
     return verify_all(fixtures, kind=kind)
+
+
+def bench_latency(
+    options: LatencyOptions,
+    *,
+    student: str = "student_mini",
+    teacher: str = "teacher_mini",
+    scenes: Path | str | None = None,
+    scene_count: int = 8,
+    random_weights: bool = False,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time teacher and student side by side; the record, with figures in ``out`` if that is named.
+
+    Without ``scenes`` rooms are made. With ``random_weights`` the student is a recipe's name and
+    the teacher "llava3d-7b" or a folder, of which only the sizes count.
+    """
+    from stillroom import bench_models
+
+    started = time.monotonic()
+    run = bench_models.run_random if random_weights else bench_models.run_loaded
+    record = run(
+        options,
+        student=student,
+        teacher=teacher,
+        scenes=None if scenes is None else Path(scenes),
+        scene_count=scene_count,
+        progress=progress,
+    )
+    record |= run_meta(started)
+    if out is not None:
+        from stillroom.bench.run import write
+
+        write(record, Path(out))
+    return record
 
 
 def run_meta(started: float, **more: Any) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 from tiny_llava3d import CONFIG, tiny_model, tiny_teacher
 
 from stillroom import registry
-from stillroom.engine.generate import greedy
-from stillroom.engine.prefix import prefill
 from stillroom.records import Answerer, BadInputError, Question, Scene, Teacher, asked
 from stillroom.teachers.llava3d import LLaVA3DTeacher
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
@@ -373,19 +371,6 @@ def test_the_shipped_teacher_says_in_a_session_what_its_own_forward_says() -> No
     scene = tiny_scene(1, views=6, size=112)
     questions = tiny_questions(scene, count=8)
     session = teacher.open(scene)
-    fast = session.decode(questions, topk=0, scored=False)
-    model = teacher.model
-    plain = prefill(model, session.prefix.embeds, visibility="prefix", plain=True)
-    slow = greedy(
-        model,
-        plain,
-        session._prompts(questions),
-        visibility="prefix",
-        max_new_tokens=model.settings.max_new_tokens,
-        eos_id=teacher.tokenizer.eos_id,
-        choices=[teacher._choices(question) for question in questions],
-        plain=True,
-    )
-    assert [one.ids for one in fast] == [one.ids for one in slow]
-    assert len({tuple(one.ids) for one in fast}) > 1
+    assert session.answer(questions) == session.plain_answer(questions)
+    assert len({answer.text for answer in session.answer(questions)}) > 1
     assert session.nbytes > session.prefix.nbytes

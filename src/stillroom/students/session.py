@@ -65,6 +65,20 @@ class StudentSession:
             for question, ids in zip(questions, said, strict=True)
         ]
 
+    def plain_answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """What ``answer`` has to say, slowly: as ``generate`` does, the language model's own
+        ``forward`` reads the scene anew for each question."""
+        said = []
+        for question in questions:
+            (ids,) = self.student.answer_ids(
+                self.student.open_prefix(self._features, plain=True),
+                [self.processor.question_ids(question.prompt)],
+                choices=[self.processor.tokenizer.encode_choices(question.options)],
+                plain=True,
+            )
+            said.append(Answer(question_id=question.question_id, text=self.processor.decode(ids)))
+        return said
+
     def ask(self, text: str) -> str:
         """The answer to a question in a person's own words.
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillroom.engine.generate import Decoded, greedy_scenes
+from stillroom.engine.generate import Decoded, greedy, greedy_scenes
 from stillroom.engine.packed import pack
 from stillroom.engine.prefix import prefill
 from stillroom.records import (
@@ -97,6 +97,26 @@ class LLaVA3DSession:
             Answer(question_id=question.question_id, text=self.teacher.tokenizer.decode(one.ids))
             for question, one in zip(questions, said, strict=True)
         ]
+
+    def plain_answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """What ``answer`` has to say, slowly: each question with the scene read anew by the model's
+        own ``forward``."""
+        model, answers = self.teacher.model, []
+        visibility = model.settings.visibility
+        for question in questions:
+            (said,) = greedy(
+                model,
+                prefill(model, self.prefix.embeds, visibility=visibility, plain=True),
+                self._prompts([question]),
+                visibility=visibility,
+                max_new_tokens=model.settings.max_new_tokens,
+                eos_id=self.teacher.tokenizer.eos_id,
+                choices=[self.teacher._choices(question)],
+                plain=True,
+            )
+            text = self.teacher.tokenizer.decode(said.ids)
+            answers.append(Answer(question_id=question.question_id, text=text))
+        return answers
 
     def decode(
         self, questions: Sequence[Question], *, topk: int, scored: bool = True
