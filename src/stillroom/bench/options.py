@@ -21,7 +21,7 @@ class LatencyOptions:
     student_views: int | None = None
     # Tokens of a question (random words), and of an answer: just so many are said.
     question_tokens: int = 32
-    tokens: int = 8
+    tokens: int = 64
     # Numbers of photos, and of questions asked at once, that are tried besides.
     sweep_views: tuple[int, ...] = ()
     sweep_batch: tuple[int, ...] = ()

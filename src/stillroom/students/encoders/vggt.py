@@ -134,7 +134,7 @@ class Aggregator(nn.Module):
         rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
         cos, sin = self.rotary(rows, columns, images.device)
         # The same positions in every view: nothing encodes which view a token is from.
-        across = (cos.repeat(views, 1, 1), sin.repeat(views, 1, 1))
+        across = (cos.repeat(views, 1), sin.repeat(views, 1))
         x = self.with_special(self.patch_tokens(images), views)
         kept = {}
         for index in range(1 + max(rounds, default=-1)):
