@@ -21,7 +21,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from stillroom.engine.cache import KeyValues
 from stillroom.engine.mask import for_attention
-from stillroom.engine.packed import PackedLinear, is_plain, linear, packed_weight
+from stillroom.engine.packed import (
+    PackedLinear,
+    is_plain,
+    linear,
+    packed_weight,
+    plain_is_faster,
+)
 
 #: Layers that read the same input are made one where their weights together are this small; for
 #: larger ones a second copy costs more than a second call.
@@ -268,8 +274,7 @@ class _Together:
         weight = self._plain[0] if self._plain else self._packed[0][0] if self._packed else None
         if weight is None or x.dtype != weight.dtype:
             return [layer(x) for layer in self.layers]
-        # A single row in fp32 is faster with the plain weight (packed.py).
-        if self._plain and not (self._packed and (len(x) > 1 or x.dtype != torch.float32)):
+        if self._plain and (not self._packed or plain_is_faster(x, self._plain[0])):
             said = [F.linear(x, *self._plain)]
         else:
             said = [linear(x, *one) for one in self._packed]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 #: A layer up to this size keeps its plain weight beside the packed one: a single token is faster
 #: with it, and it can still be trained and saved. Larger ones are turned into packed ones.
 KEPT_BYTES = 2 << 20
-#: Rows up to which the plain kernel is the faster one for such a small layer in fp32.
-FEW_ROWS = 4
+#: Up to so many rows, and weights of so many bytes, the plain kernel is the faster one in fp32.
+FEW_ROWS, FEW_BYTES = 4, 384 << 10
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -47,8 +47,7 @@ class PackedLinear(nn.Linear):
             return F.linear(x, weight, self.bias)
         if x.dtype != self._packed.dtype or not x.is_cpu:
             return self._unusual(x)
-        few = x.numel() <= FEW_ROWS * x.shape[-1]
-        if plain and few and x.dtype == torch.float32:
+        if plain and plain_is_faster(x, weight):
             return F.linear(x, weight, self.bias)
         return linear(x, self._packed, self.bias)
 
@@ -61,6 +60,12 @@ class PackedLinear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn:
             destination[prefix + "weight"] = self.weight.detach().to_dense()
+
+
+def plain_is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product this small is done sooner without packing."""
+    few = x.numel() <= FEW_ROWS * x.shape[-1] and weight.nbytes <= FEW_BYTES
+    return few and x.dtype == torch.float32
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
