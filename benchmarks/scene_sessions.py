@@ -70,8 +70,8 @@ def main() -> None:
         if (number + 1) % 100 == 0:
             held.append(resident_bytes() or 0)
             print(
-                f"{number + 1:6} questions, {len(cache):3} scenes open, {cache.nbytes / 1e6:7.1f} MB, "
-                f"process {held[-1] / 1e6:8.1f} MB"
+                f"{number + 1:6} questions, {len(cache):3} scenes open, "
+                f"{cache.nbytes / 1e6:7.1f} MB, process {held[-1] / 1e6:8.1f} MB"
             )
     seconds = time.perf_counter() - began
     growth = held[-1] - held[len(held) // 2] if len(held) > 1 else 0
