@@ -7,7 +7,8 @@ from typing import Any, Literal
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from stillroom.records import BadInputError
-from stillroom.students.encoders.vggt import VGGTConfig, mini_config
+from stillroom.students.encoders.load import EncoderConfig, config_of
+from stillroom.students.encoders.vggt_config import mini_config
 
 #: Where the paper's recipes put the depth bins, in metres.
 DEPTH_NEAR, DEPTH_FAR = 0.3, 10.0
@@ -16,7 +17,8 @@ DEPTH_NEAR, DEPTH_FAR = 0.3, 10.0
 class StillroomConfig(PretrainedConfig):
     """Encoder, connector, slots and language model of a student.
 
-    ``encoder`` holds the settings of ``VGGTConfig``; ``text_config`` is the config of any
+    ``encoder`` holds the settings of ``VGGTConfig`` or, with ``kind`` depth_anything, of
+    ``DepthAnythingConfig``; ``text_config`` is the config of any
     transformers causal language model.
     """
 
@@ -79,7 +81,7 @@ class StillroomConfig(PretrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoder = VGGTConfig.from_dict(
+        self.encoder = config_of(
             mini_config(point_head=False, camera_head=False).to_dict()
             if self.encoder is None
             else self.encoder
@@ -101,17 +103,17 @@ class StillroomConfig(PretrainedConfig):
             raise BadInputError(f"student config: {complaint}")
 
     def _complaint(self) -> str:
-        vggt = self.vggt
-        if self.image_size % vggt.patch_size:
-            return f"image_size {self.image_size} is no multiple of patch_size {vggt.patch_size}"
+        sizes = self.encoder_sizes
+        if self.image_size % sizes.patch_size:
+            return f"image_size {self.image_size} is no multiple of patch_size {sizes.patch_size}"
         if self.vision_grid < 1 or self.max_views < 1:
             return "vision_grid and max_views must be at least 1"
-        if self.train_depth_head and not vggt.depth_head:
+        if self.train_depth_head and not sizes.depth_head:
             return "train_depth_head needs an encoder with a depth head"
         if self.slot_count < 0:
             return f"slot_count must not be negative, got {self.slot_count}"
-        if not 0 <= self.round_read < vggt.rounds:
-            return f"encoder_round {self.encoder_round} is none of the {vggt.rounds} rounds"
+        if not 0 <= self.round_read < sizes.rounds:
+            return f"encoder_round {self.encoder_round} is none of the {sizes.rounds} rounds"
         if not 0 <= self.mention_layers <= self.language_model.num_hidden_layers:
             return (
                 f"mention_level {self.mention_level} must lie in 0.."
@@ -139,10 +141,10 @@ class StillroomConfig(PretrainedConfig):
         return ""
 
     @property
-    def vggt(self) -> VGGTConfig:
+    def encoder_sizes(self) -> EncoderConfig:
         """The encoder's settings."""
         assert self.encoder is not None
-        return VGGTConfig.from_dict(self.encoder)
+        return config_of(self.encoder)
 
     @property
     def language_model(self) -> PretrainedConfig:
@@ -153,7 +155,7 @@ class StillroomConfig(PretrainedConfig):
     @property
     def round_read(self) -> int:
         """The encoder round that the connector reads."""
-        return self.vggt.rounds - 1 if self.encoder_round is None else self.encoder_round
+        return self.encoder_sizes.rounds - 1 if self.encoder_round is None else self.encoder_round
 
     @property
     def mention_layers(self) -> int:

@@ -42,7 +42,9 @@ from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
 from stillroom.students.detector import Detector
-from stillroom.students.encoders.vggt import VGGT, Head
+from stillroom.students.encoders.load import make_encoder, trunk_of
+from stillroom.students.encoders.vggt import VGGT
+from stillroom.students.encoders.vggt_config import Head
 from stillroom.students.heads import (
     DepthBins,
     FeatureProjector,
@@ -79,8 +81,11 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     def __init__(self, config: StillroomConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.encoder = VGGT(config.vggt)
-        self.connector = Connector(config.vggt.token_width, width)
+        sizes = config.encoder_sizes
+        self.encoder = make_encoder(sizes)
+        #: What the names of the encoder's trunk begin with.
+        self.encoder_trunk = trunk_of(sizes)
+        self.connector = Connector(sizes.token_width, width)
         self.slots = Slots(config.slot_kind, config.slot_count, width)
         self.depth_bins = DepthBins(
             width, bins=config.depth_bins, near=config.depth_near, far=config.depth_far
@@ -124,7 +129,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         """Take the gradient from what the config says is not trained."""
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
-        if self.config.train_depth_head:
+        if self.config.train_depth_head and isinstance(self.encoder, VGGT):
             self.encoder.depth_head.requires_grad_(True)
         if self.config.slot_kind == "frozen_random":
             self.slots.requires_grad_(False)
@@ -152,13 +157,13 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         config = self.config
         learns = config.train_depth_head or not config.freeze_encoder
         keep_gradient = torch.is_grad_enabled() and learns
-        heads: tuple[Head, ...] = ("depth",) if config.vggt.depth_head else ()
+        heads: tuple[Head, ...] = ("depth",) if config.encoder_sizes.depth_head else ()
         with torch.set_grad_enabled(keep_gradient):
             seen = self.encoder.encode(images, [config.round_read], heads=heads)
             return pool_features(
                 seen.tokens[config.round_read],
                 seen.depth,
-                rows=images.shape[-2] // config.vggt.patch_size,
+                rows=images.shape[-2] // config.encoder_sizes.patch_size,
                 grid=config.vision_grid,
             )
 

@@ -21,14 +21,14 @@ def parameter_table(
 ) -> dict[str, int]:
     """Parameters by part, and ``total``; counted on the meta device.
 
-    The encoder and the connector are shown by their own parts. ``size_of`` may count something
+    A VGGT and the connector are shown by their own parts. ``size_of`` may count something
     else than parameters, bytes for instance.
     """
     with torch.device("meta"):
         student = StillroomStudent(config)
     table = {"language_model": size_of(student.language_model)}
     for name, part in student.named_children():
-        if name in ("encoder", "connector"):
+        if name in ("encoder", "connector") and not list(part.parameters(recurse=False)):
             table |= {child: size_of(module) for child, module in part.named_children()}
         elif name != "language_model":
             table[name] = size_of(part)

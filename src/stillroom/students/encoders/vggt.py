@@ -28,12 +28,11 @@ from stillroom.students.encoders.vggt_heads import (
 from stillroom.students.encoders.vggt_layers import (
     Block,
     ImageEncoder,
+    normalised,
     rotary_table,
     token_positions,
 )
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 #: Views that go through a dense head at once when no gradient is kept.
 VIEWS_PER_CHUNK = 8
 
@@ -80,7 +79,6 @@ class Aggregator(nn.Module):
         # Constants by grid and device, made when first needed. Not buffers: those would be empty
         # in a model that was built on the meta device and then filled from a checkpoint.
         self._rotary: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-        self._pixels: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _block(self) -> Block:
         config = self.config
@@ -94,18 +92,7 @@ class Aggregator(nn.Module):
 
     def patch_tokens(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "n p d"]:
         """The image encoder's patch tokens, views of all scenes in one batch."""
-        mean, std = self.pixel_statistics(images.device)
-        normalised = (images.flatten(0, 1) - mean) / std
-        return self.patch_embed(normalised.to(self.camera_token.dtype))
-
-    def pixel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that images are normalised with, [1 3 1 1]."""
-        if device not in self._pixels:
-            with torch.inference_mode(False):
-                mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1)
-                std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1)
-                self._pixels[device] = (mean, std)
-        return self._pixels[device]
+        return self.patch_embed(normalised(images.flatten(0, 1)).to(self.camera_token.dtype))
 
     def with_special(self, patches: Float[Tensor, "n p d"], views: int) -> Float[Tensor, "n t d"]:
         """Camera and register tokens put before the patches of every view."""

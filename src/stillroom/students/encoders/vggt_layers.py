@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
 #: LayerNorm epsilon of the image encoder; everything else in VGGT uses PyTorch's 1e-5.
 ENCODER_EPS = 1e-6
 #: Tokens that a block works on at once on a CPU.
@@ -173,6 +175,27 @@ def rotate(
     # One copy with the partners in place: views of the pairs cost several times as much.
     partner = torch.cat([x[..., q : 2 * q], x[..., :q], x[..., 3 * q :], x[..., 2 * q : 3 * q]], -1)
     return torch.addcmul(x * cos, partner, sin)
+
+
+# Images. -------------------------------------------------------------------------------------
+
+_PIXELS: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+
+def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that images are normalised with, [1 3 1 1]; made once."""
+    if device not in _PIXELS:
+        with torch.inference_mode(False):
+            mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1)
+            std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1)
+            _PIXELS[device] = (mean, std)
+    return _PIXELS[device]
+
+
+def normalised(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """RGB in 0..1 to what DINOv2 was trained on."""
+    mean, std = pixel_statistics(images.device)
+    return (images - mean) / std
 
 
 # Image encoder. ------------------------------------------------------------------------------
