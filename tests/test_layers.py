@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "evaluate": EVALUATE,
     "distill": DISTILL,
     "recipes": DISTILL,
+    "export": STUDENTS,
     "bench": DISTILL | EVALUATE | {"recipes"},
     "bench_models": EVERYTHING,
     "testing": DISTILL,

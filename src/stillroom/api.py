@@ -344,18 +344,45 @@ def distill(
     )
 
 
-def params(recipe: str) -> dict[str, int]:
+def params(recipe: str, *, quant: Literal["int8", "int4"] | None = None) -> dict[str, int]:
     """Parameters of a recipe's student by part, and their total.
 
+    With ``quant`` also the bytes of each part (``PART_bytes``) once its weights have so many bits.
     Nothing is allocated, and nothing fetched where the parts are published ones.
     """
     from stillroom import recipes, registry
     from stillroom.distill.build import described_student
-    from stillroom.students.parameters import parameter_table
+    from stillroom.students.parameters import parameter_table, weight_bytes
 
     config = recipes.table("distill")[recipe]()
     encoder = registry.locate(config.encoder)
-    return parameter_table(described_student(config, encoder, _language_model(config)))
+    student = described_student(config, encoder, _language_model(config))
+    table = parameter_table(student)
+    if quant is not None:
+        student.weights = quant
+        sizes = parameter_table(student, size_of=weight_bytes)
+        table |= {f"{part}_bytes": size for part, size in sizes.items()}
+    return table
+
+
+def export(model: str, *, to: Literal["int8", "int4", "onnx"], out: Path | str) -> dict[str, Any]:
+    """Write a student in another form: weights of 8 or 4 bits, or ONNX graphs.
+
+    Returns what was written, with sizes on disk in bytes.
+    """
+    from stillroom import registry
+
+    kind, where = registry.kind_of(model)
+    if kind != "student":
+        raise BadInputError(f"{model!r} is no student; name student_mini, a folder or a hub id")
+    place = registry.locate(where)
+    if to == "onnx":
+        from stillroom.export.onnx import export_onnx
+
+        return export_onnx(place, Path(out))
+    from stillroom.export.quantise import quantise
+
+    return quantise(place, Path(out), weights=to)
 
 
 def _language_model(config: DistillConfig) -> Path | str:

@@ -53,6 +53,7 @@ models
 results
   evaluate           score a model against truth and teacher, with intervals
   ask                ask a model about a folder of photos
+  export             a student with weights of 8 or 4 bits, or as ONNX graphs
   bench latency      time teacher and student side by side, stage by stage
   params             parameters of a recipe's student, counted without allocating
   verify             a port or a scorer against recorded outputs
@@ -658,21 +659,64 @@ def params(words: Sequence[str]) -> int:
     if words and not words[0].startswith("-") and words[0] not in known:
         raise BadInputError(_unknown("recipe", words[0], known))
 
-    def options(recipe: Positional[RecipeName], /, *, json: bool = False) -> dict[str, Any]:
+    def options(
+        recipe: Positional[RecipeName],
+        /,
+        *,
+        quant: Literal["int8", "int4"] | None = None,
+        json: bool = False,
+    ) -> dict[str, Any]:
         """Parameters of a recipe's student by part, counted without allocating.
 
         Args:
             recipe: Name of a distillation recipe.
+            quant: Also the bytes of each part with weights of so many bits.
             json: Print one flat JSON object.
         """
         return locals()
 
     given = _parse(options, words, "params")
-    table = api.params(given["recipe"])
+    table = api.params(given["recipe"], quant=given["quant"])
     if given["json"]:
         _say(json.dumps(table))
     else:
         _say("\n".join(f"{name:24} {count:>15,}" for name, count in table.items()))
+    return 0
+
+
+def export(words: Sequence[str]) -> int:
+    """Write a student in another form."""
+
+    def options(
+        model: Positional[ModelName],
+        /,
+        *,
+        to: Literal["int8", "int4", "onnx"],
+        out: Path,
+        json: bool = False,
+    ) -> dict[str, Any]:
+        """Write a student in another form: weights of 8 or 4 bits (a folder like any other), or
+        ONNX graphs for ask --runtime onnx.
+
+        Args:
+            model: student_mini, a checkpoint folder, or a hub id.
+            to: The form.
+            out: Folder to write.
+            json: Print one JSON object.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "export")
+    written = api.export(given["model"], to=given["to"], out=given["out"])
+    if given["json"]:
+        _say(json.dumps(written))
+        return 0
+    before, after = (written[name] / 1e6 for name in ("bytes_before", "bytes"))
+    _say(
+        f"{given['out']} holds {given['model']} as {given['to']}: {after:,.2f} MB of {before:,.2f}"
+    )
     return 0
 
 
@@ -776,6 +820,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "distill": distill,
     "evaluate": evaluate,
     "ask": ask,
+    "export": export,
     "bench latency": bench_latency,
     "params": params,
     "verify": verify,

@@ -281,9 +281,10 @@ class _Together:
         return said if len(said) == len(self.layers) else said[0].split(self._sizes, dim=-1)
 
     def _now(self) -> list[tuple[type, int, int]]:
+        weights = [getattr(layer, "weight", None) for layer in self.layers]
         return [
-            (type(layer), id(layer.weight), getattr(layer.weight, "_version", 0))
-            for layer in self.layers
+            (type(layer), id(weight), getattr(weight, "_version", 0))
+            for layer, weight in zip(self.layers, weights, strict=True)
         ]
 
 

@@ -74,6 +74,8 @@ class StillroomConfig(PretrainedConfig):
     max_views: int = 8
     # Longest answer, in tokens.
     max_answer_tokens: int = 128
+    # What the weights are: numbers as trained, or whole numbers of 8 or 4 bits (quantised.py).
+    weights: Literal["full", "int8", "int4"] = "full"
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
     # Stands right before the answer: the first answer token is predicted from it.
@@ -136,6 +138,8 @@ class StillroomConfig(PretrainedConfig):
                     "detection_width must be a multiple of 32 and detection_layers at least 1, got "
                     f"{self.detection_width} and {self.detection_layers}"
                 )
+        if self.weights not in ("full", "int8", "int4"):
+            return f"weights must be full, int8 or int4, got {self.weights!r}"
         if self.depth_bins < 2 or not 0 < self.depth_near < self.depth_far:
             return "depth_bins must be at least 2 and 0 < depth_near < depth_far"
         return ""

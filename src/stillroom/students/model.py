@@ -53,6 +53,7 @@ from stillroom.students.heads import (
     Relations,
 )
 from stillroom.students.processor import StillroomProcessor
+from stillroom.students.quantised import quantise_structure
 from stillroom.students.slots import Slots
 
 #: Modules that draw their own start values.
@@ -97,6 +98,8 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         self.post_init()
         # After all draws: with and without these, every other part starts from the same values.
         self._add_heads(config, width)
+        if config.weights != "full":
+            quantise_structure(self, config.weights)
         self.freeze()
 
     def _add_heads(self, config: StillroomConfig, width: int) -> None:

@@ -16,6 +16,13 @@ def count_parameters(part: nn.Module) -> int:
     return sum(parameter.numel() for parameter in part.parameters())
 
 
+def weight_bytes(part: nn.Module) -> int:
+    """Bytes that a part's checkpoint takes: 2 for what is a number, 1 for quantised ones."""
+    held = part.state_dict(keep_vars=True).values()
+    different = {id(tensor): tensor for tensor in held}.values()
+    return sum(t.numel() * (2 if t.is_floating_point() else 1) for t in different)
+
+
 def parameter_table(
     config: StillroomConfig, *, size_of: Callable[[nn.Module], int] = count_parameters
 ) -> dict[str, int]:

@@ -12,10 +12,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
-
-from stillroom.records import BadInputError
 
 Weights = Literal["full", "int8", "int4"]
 
@@ -33,7 +31,7 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight_int8 = _buffer(self, "weight_int8", (out_features, in_features), torch.int8)
-        self.weight_scale = _buffer(self, "weight_scale", (out_features,), torch.float32)
+        self.weight_scale = _scale(out_features)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
     def unfolded(self, dtype: torch.dtype) -> Float[Tensor, "o i"]:
@@ -52,7 +50,7 @@ class Int8Embedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = rows, width
         self.weight_int8 = _buffer(self, "weight_int8", (rows, width), torch.int8)
-        self.weight_scale = _buffer(self, "weight_scale", (rows,), torch.float32)
+        self.weight_scale = _scale(rows)
 
     def unfolded(self, dtype: torch.dtype) -> Float[Tensor, "r d"]:
         """The table as numbers that can be multiplied with."""
@@ -91,14 +89,14 @@ class Int4Linear(nn.Module):
         groups = (out_features, in_features // GROUP)
         halves = (out_features, in_features // 2)
         self.weight_int4 = _buffer(self, "weight_int4", halves, torch.uint8)
-        self.weight_scale = _buffer(self, "weight_scale", groups, torch.bfloat16)
+        self.weight_scale = _scale(*groups)
         self.weight_zero = _buffer(self, "weight_zero", groups, torch.uint8)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
         #: What the kernel reads, made when the layer is packed (``pack``).
         self._packed: tuple[Tensor, Tensor] | None = None
 
     @property
-    def numbers(self) -> Int[Tensor, "o i"]:
+    def numbers(self) -> UInt8[Tensor, "o i"]:
         """0 to 15, one by one."""
         return torch.stack([self.weight_int4 & 15, self.weight_int4 >> 4], dim=-1).flatten(1)
 
@@ -109,18 +107,12 @@ class Int4Linear(nn.Module):
         return (centred * self.weight_scale.to(dtype)[..., None]).flatten(1)
 
     def pack(self) -> None:
-        """Put the numbers in the order of the CPU's kernel, beside which they are needed no more
-        for few rows; they stay, for many."""
-        self._packed = (
-            torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.numbers.int(), 1),
-            # The kernel computes (q - 8) * scale + shift.
-            torch.stack(
-                [self.weight_scale, (8 - self.weight_zero.float()) * self.weight_scale], dim=-1
-            )
-            .transpose(0, 1)
-            .contiguous()
-            .to(torch.bfloat16),
-        )
+        """Keep the numbers a second time, in the order of the CPU's kernel for few rows."""
+        scale = self.weight_scale.detach().float()
+        # The kernel computes (q - 8) * scale + shift.
+        both = torch.stack([scale, (8 - self.weight_zero.float()) * scale], dim=-1)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.numbers.int(), 1)
+        self._packed = (packed, both.transpose(0, 1).contiguous().to(torch.bfloat16))
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """As a linear layer."""
@@ -143,6 +135,11 @@ def _product(
         said = said if bias is None else said + bias
         return said.view(*x.shape[:-1], -1)
     return F.linear(x, unfolded(x.dtype), bias)
+
+
+def _scale(*shape: int) -> nn.Parameter:
+    """A parameter, so that it has the precision that the model computes in."""
+    return nn.Parameter(torch.zeros(shape), requires_grad=False)
 
 
 def _buffer(module: nn.Module, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -173,13 +170,7 @@ def quantised_layers(student: Any, weights: Weights) -> Iterator[tuple[str, nn.L
 
 
 def quantise_structure(student: Any, weights: Weights) -> None:
-    """Put empty quantised modules in the places of those that they stand for.
-
-    Raises:
-        BadInputError: no such form.
-    """
-    if weights not in ("int8", "int4"):
-        raise BadInputError(f"weights must be full, int8 or int4, got {weights!r}")
+    """Put empty quantised modules in the places of those that they stand for."""
     for name, layer, bits in list(quantised_layers(student, weights)):
         kind = Int4Linear if bits == 4 else Int8Linear
         made = kind(layer.in_features, layer.out_features, bias=layer.bias is not None)
@@ -188,8 +179,11 @@ def quantise_structure(student: Any, weights: Weights) -> None:
     head = student.get_output_embeddings()
     words = Int8Embedding(table.num_embeddings, table.embedding_dim)
     student.set_input_embeddings(words)
-    if head.weight is table.weight:
+    if student.config.tie_word_embeddings:
         student.set_output_embeddings(TiedHead(words))
+        # What is tied is one object here: transformers has nothing left to tie.
+        for model in (student, student.language_model):
+            model._tied_weights_keys, model.all_tied_weights_keys = {}, {}
     else:
         outputs = Int8Linear(head.in_features, head.out_features, bias=head.bias is not None)
         student.set_output_embeddings(outputs)

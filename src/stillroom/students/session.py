@@ -23,6 +23,7 @@ from stillroom.records import (
 from stillroom.students.detector import found_boxes
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import Photo, StillroomProcessor, photo_identity
+from stillroom.students.quantised import pack_quantised
 
 #: How sure a guess of the detector must be to be shown. Focal loss leaves even good guesses far
 #: from certain.
@@ -132,16 +133,24 @@ class StudentAnswerer:
         where: Path | str,
         *,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> StudentAnswerer:
-        """A student's folder or hub id. Weights kept in half precision are computed in ``dtype``.
+        """A student's folder or hub id, computed in ``dtype``.
+
+        None is float32, also where weights are kept in half precision; of quantised weights it is
+        bfloat16, which their kernels are made for.
 
         Raises:
             BadInputError: nothing there that can be read.
         """
-        student: StillroomStudent = StillroomStudent.from_pretrained(where, dtype=dtype)
+        student: StillroomStudent = StillroomStudent.from_pretrained(
+            where, dtype=torch.float32 if dtype is None else dtype
+        )
+        if dtype is None and student.config.weights != "full":
+            student.to(torch.bfloat16)  # type: ignore[arg-type]
         student.to(torch.device(device))  # type: ignore[arg-type]  # transformers' wrapper
         pack(student)
+        pack_quantised(student)
         return cls(student, StillroomProcessor.from_pretrained(where))
 
     def open(self, scene: Scene) -> StudentSession:
