@@ -195,6 +195,7 @@ def test_a_quantised_student_is_not_quantised_again(folder: Path, tmp_path: Path
 
 
 def test_the_verb_says_how_large_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchao")
     for code, words in ((0, ["--json"]), (2, [])):
         with pytest.raises(SystemExit) as stop:
             cli.main(
