@@ -132,16 +132,20 @@ class _Into(DynamicCache):
 
 
 class LeanDecoder:
-    """A GPT-NeoX, Llama or Qwen2 read by tensor code."""
+    """A GPT-NeoX, Llama or Qwen2 read by tensor code.
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    Not ``fused`` it calls the model's own linear layers, one by one: an export finds every weight
+    under its own name.
+    """
+
+    def __init__(self, lm: PreTrainedModel, *, fused: bool = True) -> None:
         base: Any = lm.base_model
         self.head: Any = lm.get_output_embeddings()
         self.rotary = base.rotary_emb
         neox = lm.config.model_type == "gpt_neox"
         self.norm = base.final_layer_norm if neox else base.norm
         kind = _NeoXLayer if neox else _LlamaLayer
-        self.layers = [kind(layer) for layer in base.layers]
+        self.layers = [kind(layer, fused) for layer in base.layers]
         #: Recorded steps by shape (``graphs.py``).
         self.graphs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._angles: tuple[Tensor, Tensor] | None = None
@@ -165,13 +169,27 @@ class LeanDecoder:
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(
                 ~mask, -torch.inf
             )
-        x = embeds[0]
-        angles = self._turns(position, embeds, cache.room + embeds.shape[1])
-        reading = _Reading(*angles, mask=mask, cache=cache, seen=seen, places=at)
-        for number, layer in enumerate(self.layers):
-            x = layer(x, number, reading)
+        table = self._table(embeds, cache.room + embeds.shape[1])
+        turns = (table[0][position], table[1][position])
+        states = self.through(embeds[0], turns, mask=mask, cache=cache, seen=seen, at=at)
         if at is None:
             cache.grow(embeds.shape[1])
+        return states
+
+    def through(
+        self,
+        x: Float[Tensor, "q d"],
+        turns: tuple[Tensor, Tensor],
+        *,
+        mask: Float[Tensor, "q l"] | None,
+        cache: Any,
+        seen: int | None = None,
+        at: Int[Tensor, "q"] | None = None,
+    ) -> Float[Tensor, "q d"]:
+        """All layers and the final norm; ``turns`` are rows of ``table``, ``cache`` has ``put``."""
+        reading = _Reading(*turns, mask=mask, cache=cache, seen=seen, places=at)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, number, reading)
         # The module itself: who wants its input hooks onto it.
         return self.norm(x[None])[0]
 
@@ -180,8 +198,16 @@ class LeanDecoder:
         said: Tensor = self.head(states)
         return said.float()
 
-    def _turns(self, position: Tensor, embeds: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine of positions below ``most``, ``[q 1 r]``, from a table."""
+    def table(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine of the first positions, ``[count 1 r]``, as ``like`` is."""
+        places = torch.arange(count, device=like.device)[None]
+        with torch.inference_mode(False):
+            cos, sin = self.rotary(like.new_empty(1), places)
+            half = sin.shape[-1] // 2
+            signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+            return cos[0, :, None].clone(), signed[:, None]
+
+    def _table(self, embeds: Tensor, most: int) -> tuple[Tensor, Tensor]:
         held = self._angles
         if (
             held is None
@@ -190,13 +216,8 @@ class LeanDecoder:
             or len(held[0]) < most
         ):
             count = max(most, self.rotary.config.max_position_embeddings)
-            places = torch.arange(count, device=embeds.device)[None]
-            with torch.inference_mode(False):
-                cos, sin = self.rotary(embeds.new_empty(1), places)
-                half = sin.shape[-1] // 2
-                signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-                held = self._angles = (cos[0, :, None].clone(), signed[:, None])
-        return held[0][position], held[1][position]
+            held = self._angles = self.table(count, embeds)
+        return held
 
 
 class _Reading(NamedTuple):
@@ -229,7 +250,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: _Reading) -> Tenso
     queries = q.transpose(0, 1)[None]  # [1 heads q d]
     if heads == shared:
         mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
-    elif mask is None or q.shape[0] == 1:
+    elif mask is None or (not torch.compiler.is_compiling() and q.shape[0] == 1):
         # Heads that share keys stand as more queries of one head: no key is repeated.
         flat = queries.reshape(1, shared, -1, queries.shape[-1])
         mixed = F.scaled_dot_product_attention(flat, keys, values, mask).reshape(queries.shape)
@@ -246,7 +267,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: _Reading) -> Tenso
 class _Together:
     """Linear layers that read the same input, as one where that pays."""
 
-    def __init__(self, *layers: Any) -> None:
+    def __init__(self, *layers: Any, fused: bool) -> None:
         self.layers = layers
         self._of = self._now()
         #: (weight, bias) of what is called: all layers joined, each packed one, or none.
@@ -254,14 +275,16 @@ class _Together:
         self._packed: list[tuple[Tensor, Tensor | None]] = []
         ordinary = all(is_plain(layer) for layer in self.layers)
         packed = all(type(layer) is PackedLinear for layer in self.layers)
-        if ordinary and sum(layer.weight.nbytes for layer in self.layers) <= FUSED_BYTES:
+        if not fused:
+            packed = False
+        elif ordinary and sum(layer.weight.nbytes for layer in self.layers) <= FUSED_BYTES:
             weight = torch.cat([layer.weight.detach() for layer in self.layers])
             biases = [layer.bias for layer in self.layers]
             bias = None if biases[0] is None else torch.cat([one.detach() for one in biases])
             self._plain = (weight, bias)
             if packed:
                 self._packed = [(packed_weight(weight), bias)]
-        elif packed and all(layer.up_to_date for layer in self.layers):
+        if packed and self._plain is None and all(one.up_to_date for one in self.layers):
             self._packed = [(layer._packed, layer.bias) for layer in self.layers]
         self._sizes = [layer.out_features for layer in self.layers] if ordinary or packed else []
 
@@ -289,10 +312,12 @@ class _Together:
 
 
 class _NeoXLayer:
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, fused: bool) -> None:
         attention, mlp = layer.attention, layer.mlp
-        self.qkv, self.out = _Together(attention.query_key_value), _Together(attention.dense)
-        self.inner, self.down = _Together(mlp.dense_h_to_4h), _Together(mlp.dense_4h_to_h)
+        self.qkv = _Together(attention.query_key_value, fused=fused)
+        self.out = _Together(attention.dense, fused=fused)
+        self.inner = _Together(mlp.dense_h_to_4h, fused=fused)
+        self.down = _Together(mlp.dense_4h_to_h, fused=fused)
         self.act = mlp.act
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         self.parallel = layer.use_parallel_residual
@@ -322,13 +347,14 @@ class _NeoXLayer:
 class _LlamaLayer:
     """Llama's, and Qwen2's, which has biases besides."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, fused: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         self.width = attention.head_dim
-        self.qkv = _Together(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out, self.down = _Together(attention.o_proj), _Together(mlp.down_proj)
-        self.inner, self.act = _Together(mlp.gate_proj, mlp.up_proj), mlp.act_fn
+        self.qkv = _Together(attention.q_proj, attention.k_proj, attention.v_proj, fused=fused)
+        self.out = _Together(attention.o_proj, fused=fused)
+        self.inner = _Together(mlp.gate_proj, mlp.up_proj, fused=fused)
+        self.down, self.act = _Together(mlp.down_proj, fused=fused), mlp.act_fn
 
     def fits(self) -> bool:
         """Whether the layer has the weights that this was made of."""

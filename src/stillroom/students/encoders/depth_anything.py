@@ -229,7 +229,7 @@ class DepthAnything(nn.Module):
     def _embedded(self, images: Tensor, rows: int, columns: int) -> Float[Tensor, "n t d"]:
         patches = self.patch_embed(normalised(images.flatten(0, 1)).to(self.cls_token.dtype))
         table = self.position_table(rows, columns)
-        start = (self.cls_token + table[:, :1]).expand(len(patches), -1, -1)
+        start = (self.cls_token + table[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat([start, patches + table[:, 1:]], dim=1)
 
     def _check(self, images: Tensor, rounds: set[int], heads: Collection[Head]) -> None:

@@ -97,9 +97,9 @@ class Aggregator(nn.Module):
     def with_special(self, patches: Float[Tensor, "n p d"], views: int) -> Float[Tensor, "n t d"]:
         """Camera and register tokens put before the patches of every view."""
         special = torch.cat([self.camera_token, self.register_token], dim=2)[0]  # [2 s d]
-        others = special[1:].expand(views - 1, -1, -1)
-        per_scene = torch.cat([special[:1], others])  # [v s d]
-        return torch.cat([per_scene.repeat(len(patches) // views, 1, 1), patches], dim=1)
+        # By index: a number of views that is not known yet can be exported so.
+        per_scene = special[torch.arange(views, device=special.device).clamp(max=1)]  # [v s d]
+        return torch.cat([per_scene.repeat(patches.shape[0] // views, 1, 1), patches], dim=1)
 
     def rotary(self, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rotary table of one view, made once per grid: no device sync in a pass."""
@@ -244,7 +244,9 @@ class VGGT(nn.Module):
     def _dense(self, head: DenseHead, tokens: Mapping[int, Tensor], images: Tensor) -> Tensor:
         levels = [tokens[level].flatten(0, 1) for level in self.config.levels]
         size = (images.shape[-2], images.shape[-1])
-        if torch.is_grad_enabled() or len(levels[0]) <= VIEWS_PER_CHUNK:
+        # An exported graph takes any number of views, all at once.
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if whole or levels[0].shape[0] <= VIEWS_PER_CHUNK:
             return head.logits(levels, size)
         chunks = zip(*(level.split(VIEWS_PER_CHUNK) for level in levels), strict=True)
         return torch.cat([head.logits(chunk, size) for chunk in chunks])
