@@ -329,7 +329,7 @@ class _NeoXLayer:
 
     def __call__(self, x: Tensor, number: int, at: _Reading) -> Tensor:
         (qkv,) = self.qkv(self.before(x))
-        qkv = qkv.view(len(x), -1, 3, self.width)  # [q heads 3 d]
+        qkv = qkv.view(x.shape[0], -1, 3, self.width)  # [q heads 3 d]
         turned = _turned(qkv[:, :, :2], at.cos[:, None], at.sin[:, None])
         mixed = _attend(turned[:, :, 0], turned[:, :, 1], qkv[:, :, 2], number, at)
         (said,) = self.out(mixed)

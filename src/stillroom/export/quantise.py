@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stillroom.export.folder import require_free, written_whole
 from stillroom.records import BadInputError
 from stillroom.students.card import CARD_FILE, PROVENANCE_FILE
 from stillroom.students.model import StillroomStudent
@@ -30,8 +31,7 @@ def quantise(where: Path | str, out: Path, *, weights: Weights) -> dict[str, Any
             is missing.
     """
     _require_torchao()
-    if out.exists() and any(out.iterdir()):
-        raise BadInputError(f"{out} holds something already; choose another --out")
+    require_free(out)
     student: StillroomStudent = StillroomStudent.from_pretrained(where, dtype=torch.float32)
     if student.config.weights != "full":
         raise BadInputError(
@@ -39,11 +39,12 @@ def quantise(where: Path | str, out: Path, *, weights: Weights) -> dict[str, Any
             "made of"
         )
     processor = StillroomProcessor.from_pretrained(where)
-    quantised(student, weights).save_pretrained(out)
-    processor.save_pretrained(out)
-    for name in (PROVENANCE_FILE, CARD_FILE):
-        if (Path(where) / name).is_file():
-            shutil.copyfile(Path(where) / name, out / name)
+    with written_whole(out) as folder:
+        quantised(student, weights).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        for name in (PROVENANCE_FILE, CARD_FILE):
+            if (Path(where) / name).is_file():
+                shutil.copyfile(Path(where) / name, folder / name)
     before, after = _bytes(Path(where)), _bytes(out)
     return {"weights": weights, "bytes_before": before, "bytes": after}
 

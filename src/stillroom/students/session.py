@@ -51,6 +51,11 @@ class StudentSession:
         self._prefix = student.open_prefix(features)
 
     @property
+    def layers(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Keys and values of the scene by layer of the language model, ``[1 heads n d]`` each."""
+        return self._prefix.layers
+
+    @property
     def nbytes(self) -> int:
         """Memory of what has been read of the scene: features, keys and values."""
         seen = (self._features.tokens, self._features.depth, self._features.depth_map)
