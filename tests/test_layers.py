@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "registry": EVERYTHING,
     "api": EVERYTHING,
     "asking": EVERYTHING,
+    "asking_onnx": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
     "lmms_eval_plugin": EVERYTHING,

@@ -617,6 +617,7 @@ def ask(words: Sequence[str]) -> int:
         *,
         boxes: bool = False,
         depth: bool = False,
+        runtime: Literal["torch", "onnx"] = "torch",
         out: Path = Path("depth"),
         json: bool = False,
     ) -> dict[str, Any]:
@@ -629,6 +630,7 @@ def ask(words: Sequence[str]) -> int:
             boxes: Also list the things found, in metres right, forward and up from the floor below
                 the first photo's camera.
             depth: Also write how deep each photo is: NAME.npy in metres, NAME.png to look at.
+            runtime: onnx asks what export --to onnx wrote, without torch.
             out: Folder for what --depth writes.
             json: Print one JSON object.
         """
@@ -639,7 +641,10 @@ def ask(words: Sequence[str]) -> int:
     given = _parse(options, words, "ask")
     as_json, out = given.pop("json"), given.pop("out")
     boxes, depth = given["boxes"], given["depth"]
-    said = asking.reply(given.pop("model"), api.open_photos(given.pop("photos")), **given)
+    reply: Callable[..., asking.Reply] = asking.reply
+    if given.pop("runtime") == "onnx":
+        from stillroom.asking_onnx import reply
+    said = reply(given.pop("model"), api.open_photos(given.pop("photos")), **given)
     written = asking.write_depth(said, out) if depth else []
     if as_json:
         record: dict[str, Any] = {"question": said.question, "answer": said.answer}

@@ -40,8 +40,9 @@ from stillroom.students.session import StudentSession
 OPSET = 20
 #: Longest row that the table of rotary angles covers.
 MOST_POSITIONS = 8_192
-#: Weights from this size on lie in the file that prefill and decode share.
-SHARED_BYTES = 1_024
+#: Weights from this size on lie outside of the graphs, which may not be larger than 2 GB, each
+#: where a page of memory can be mapped.
+OUTSIDE_BYTES, ALIGNED = 1_024, 4_096
 #: How far an exported graph's numbers may lie from torch's, over the largest of them.
 TOLERANCE = 1e-3
 _FAMILIES = ("gpt_neox", "llama", "qwen2")
@@ -264,29 +265,29 @@ def _quiet() -> Iterator[None]:
             one.setLevel(level)
 
 
+#: Where the weights of each graph lie.
+_DATA = {"encoder": "encoder.data", "prefill": "language.data", "decode": "language.data"}
+
+
 def _write(models: Mapping[str, Any], out: Path) -> None:
-    """Write the graphs; what prefill and decode have in common lies in one file, once."""
+    """Write the graphs, and beside them their weights; equal ones lie in a file once."""
     from onnx.external_data_helper import set_external_data
 
-    shared = out / "language.data"
-    places: dict[str, tuple[int, int]] = {}
-    with shared.open("wb") as file:
-        for name in ("prefill", "decode"):
-            for tensor in models[name].graph.initializer:
-                data = tensor.raw_data
-                if len(data) < SHARED_BYTES:
-                    continue
-                digest = hashlib.sha256(data).hexdigest()
-                if digest not in places:
-                    file.write(
-                        b"\0" * (-file.tell() % 64)
-                    )  # where a mapped page can be read as it is
-                    places[digest] = (file.tell(), len(data))
-                    file.write(data)
-                offset, length = places[digest]
-                set_external_data(tensor, shared.name, offset=offset, length=length)
-                tensor.ClearField("raw_data")
+    places: dict[tuple[str, str], tuple[int, int]] = {}
     for name, model in models.items():
+        with (out / _DATA[name]).open("ab") as file:
+            for tensor in model.graph.initializer:
+                data = tensor.raw_data
+                if len(data) < OUTSIDE_BYTES:
+                    continue
+                key = (_DATA[name], hashlib.sha256(data).hexdigest())
+                if key not in places:
+                    file.write(b"\0" * (-file.tell() % ALIGNED))
+                    places[key] = (file.tell(), len(data))
+                    file.write(data)
+                offset, length = places[key]
+                set_external_data(tensor, _DATA[name], offset=offset, length=length)
+                tensor.ClearField("raw_data")
         (out / f"{name}.onnx").write_bytes(model.SerializeToString())
 
 
