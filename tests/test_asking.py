@@ -13,7 +13,7 @@ from PIL import Image
 from stillroom import cli, registry
 from stillroom.asking import Reply, box_lines, box_rows, write_depth
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LossConfig
+from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig
 from stillroom.geometry.poses import rotation_z
 from stillroom.records import OrientedBox, SceneGeometry
 from stillroom.training.config import TrainConfig
@@ -107,6 +107,50 @@ def test_a_student_without_a_detector_and_a_teacher_say_that_they_have_no_boxes(
         # transformers may have drawn a bar of its own before.
         assert error.splitlines()[-1].startswith(f"stillroom: {model!r} {reason}")
         assert "Traceback" not in error
+
+
+def test_a_diagnosis_reads_every_slot_beside_its_two_controls(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("ask", "student_mini", str(CAPTURE), QUESTION, "--diagnose")
+    code, shown, error = run(capsys, *words, "--json")
+    assert code == 0, error
+    found = json.loads(shown)["diagnosis"]
+    assert found["note"].startswith("A probe, not an explanation")
+    assert found["no_idea_nats"] == pytest.approx(np.log(1024), abs=1e-3)
+    assert found["control_photos"] == "made:plain"
+    for name in ("slots", "random_slots", "other_photos"):
+        assert len(found[name]) == 8
+        for word in found[name]:
+            assert 1 / 1024 < word["probability"] <= 1
+            assert 0 <= word["entropy_nats"] <= found["no_idea_nats"]
+    assert found["slots"] != found["random_slots"]
+    assert found["slots"] != found["other_photos"]
+    # The same photos as their own control give the same.
+    code, shown, error = run(capsys, *words, "--control-photos", str(CAPTURE), "--json")
+    assert code == 0, error
+    again = json.loads(shown)["diagnosis"]
+    assert again["other_photos"] == again["slots"] == found["slots"]
+    assert again["random_slots"] == found["random_slots"]
+    code, shown, _ = run(capsys, *words, "--control-photos", str(CAPTURE))
+    lines = shown.splitlines()
+    assert [line.split()[0] for line in lines[2:10]] == [str(n) for n in range(1, 9)]
+    assert lines[-1] == found["note"]
+
+
+def test_a_teacher_and_a_student_without_slots_have_nothing_to_diagnose(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    student, processor = build_student(
+        DistillConfig(train=TrainConfig(steps=1, scenes_per_step=1), slots=SlotConfig(kind="none")),
+        registry.MODELS / "encoder_mini",
+    )
+    student.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for model, reason in ((str(tmp_path), "has no slots"), ("teacher_mini", "is a teacher and")):
+        code, out, error = run(capsys, "ask", model, str(CAPTURE), QUESTION, "--diagnose")
+        assert (code, out) == (2, "")
+        assert reason in error.splitlines()[-1]
 
 
 def geometry() -> SceneGeometry:

@@ -58,6 +58,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 MAKE = ("--count", "1", "--seed", "1", "--out", "o")
 RUN = ("--scenes", "nowhere", "--out", "o")
+ARMS = (*RUN, "--labels", "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,16 @@ RUN = ("--scenes", "nowhere", "--out", "o")
         (("pretrain-encoder", "mini_cpu", *RUN, "--mirror", "2"), "mirror must be within 0 and 1"),
         (("pretrain-encoder", "mini_cpu", *RUN, "--miror", "1"), "--miror"),
         (("pretrain-encoder", "mini_cpu", *RUN, "--start-from", "nobody"), "not found: 'nobody'"),
+        (("ablate",), "--scenes"),
+        (("ablate", "table9", *ARMS), "table9"),
+        (("ablate", "slots", *ARMS), "scene folder not found: nowhere"),
+        (("ablate", "slots", *ARMS, "--seeds", "0"), "--seeds must be at least 1, got 0"),
+        (("ablate", "slots", *ARMS, "--arms", "k4"), "slots has no arm 'k4'"),
+        (("ablate", "slots", *ARMS, "--recipe", "mini_cup"), "did you mean 'mini_cpu'"),
+        (("ablate", "slots", *ARMS, "--no-objects-encoder", "nobody"), "not found: 'nobody'"),
+        (("probe", "nobody", "nowhere", "--out", "o"), "model not found: 'nobody'"),
+        (("probe", "student_mini", "nowhere", "--out", "o"), "not found: nowhere"),
+        (("probe", "teacher_mini", "nowhere", "--out", "o"), "has no slots"),
         (("scenes", "audit", "nowhere"), "not found"),
         (("scenes", "audit", "nowhere", "--seed", "-1"), "--seed must be 0 or more"),
     ],

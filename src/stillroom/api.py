@@ -613,6 +613,75 @@ def teacher_answers(teacher: str | None, labels: Path | str | None, store: Any, 
     return _loader(teacher, store, split)
 
 
+def ablate(
+    suite: Literal["table2", "table3", "slots"],
+    *,
+    scenes: Path | str,
+    labels: Path | str,
+    out: Path | str,
+    recipe: str = "mini_cpu_paper",
+    base: DistillConfig | None = None,
+    steps: int | None = None,
+    no_objects_encoder: str | None = None,
+    progress: Progress | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """Train and compare the arms of a suite; what ``OUT/ABLATION.json`` holds.
+
+    ``base`` takes the place of the recipe's config; ``how`` are further fields of
+    ``bench.ablation.Ablation`` (seeds, arms, split, limit, processes, plateau).
+    """
+    from stillroom import recipes, registry
+    from stillroom.bench import ablation
+
+    config = ablation.with_steps(base or recipes.table("distill")[recipe](), steps)
+    asked = ablation.Ablation(
+        suite=suite,
+        recipe=recipe,
+        base=config,
+        scenes=Path(scenes),
+        labels=Path(labels),
+        out=Path(out),
+        encoder=registry.locate(config.encoder),
+        language_model=_language_model(config),
+        no_objects_encoder=None
+        if no_objects_encoder is None
+        else registry.locate(no_objects_encoder),
+        **how,
+    )
+    return ablation.ablate(asked, meta=run_meta(time.monotonic()), progress=progress)
+
+
+def probe(
+    checkpoint: str,
+    scenes: Path | str,
+    *,
+    out: Path | str,
+    split: str = "test",
+    limit: int = 300,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fit linear probes to a student's slot states; what ``OUT/PROBE.json`` holds."""
+    from stillroom import registry
+    from stillroom.bench import probe as probing
+
+    kind, where = registry.kind_of(checkpoint)
+    if kind != "student":
+        raise BadInputError(f"{checkpoint!r} has no slots; name a student")
+    asked = probing.ProbeConfig(
+        name=checkpoint,
+        checkpoint=registry.locate(where),
+        revision=str(registry.describe(checkpoint)["revision"]),
+        scenes=Path(scenes),
+        out=Path(out),
+        split=split,
+        limit=limit,
+        seed=seed,
+    )
+    return probing.probe(asked, meta=run_meta(time.monotonic()), progress=progress)
+
+
 def open_scene(model: str, photos: Path | str) -> StudentSession:
     """A session of a student on a folder of photos: ``.ask("...")`` from there on."""
     from stillroom import registry

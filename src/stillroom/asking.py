@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.geometry.poses import yaw_of
-from stillroom.records import BadInputError, OrientedBox, Scene, SceneGeometry, asked
+from stillroom.records import BadInputError, OrientedBox, Question, Scene, SceneGeometry, asked
 
 if TYPE_CHECKING:
-    from stillroom.students.session import StudentSession
+    from stillroom.engine.prefix import ScenePrefix
+    from stillroom.students.session import StudentAnswerer, StudentSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +29,50 @@ class Reply:
     answer: str
     geometry: SceneGeometry = field(default_factory=SceneGeometry)
     views: tuple[str, ...] = ()
+    # What the output matrix makes of its slots; None if nobody asked.
+    diagnosis: Diagnosis | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotText:
+    """The likeliest token at one slot position; ``entropy_nats`` is over the whole vocabulary."""
+
+    token: str
+    probability: float
+    entropy_nats: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The read-out of every slot, beside two controls of the same student and question."""
+
+    slots: tuple[SlotText, ...]
+    # Random slots, each as long as the student's own.
+    random_slots: tuple[SlotText, ...]
+    # The student's own slots before other photos, and which those are.
+    other_photos: tuple[SlotText, ...]
+    other: str
+    vocabulary: int
+
+
+#: Seed and number of the made room whose photos stand in for other ones, and of random slots.
+SAMPLE_ROOM = (2026, 0)
 
 
 def reply(
-    model: str, scene: Scene, question: str, *, boxes: bool = False, depth: bool = False
+    model: str,
+    scene: Scene,
+    question: str,
+    *,
+    boxes: bool = False,
+    depth: bool = False,
+    diagnose: bool = False,
+    control: Scene | None = None,
 ) -> Reply:
     """What ``model`` says about the photos of a scene.
+
+    ``diagnose`` reads its slots out, beside random slots and the photos of ``control`` (default: a
+    made room).
 
     Raises:
         BadInputError: the question is empty or too long, the model is none that looks at photos,
@@ -51,6 +90,8 @@ def reply(
             raise BadInputError(
                 f"{model!r} is a teacher and gives no boxes or depth; ask a student for them"
             )
+        if diagnose:
+            raise BadInputError(f"{model!r} is a teacher and has no slots; diagnose a student")
         teacher: Any = registry.teacher(model)
         return Reply(question=question, answer=str(teacher.open(scene).answer([wanted])[0].text))
     from stillroom.students.session import StudentAnswerer
@@ -61,6 +102,10 @@ def reply(
             f"{model!r} has no detector and gives no boxes; distil a student with "
             "--losses.detection"
         )
+    if diagnose:
+        from stillroom.students.probe import require_slots
+
+        require_slots(answerer.student, model)
     session: StudentSession = answerer.open(scene)
     answer = session.answer([wanted])[0].text
     geometry = session.geometry() if boxes or depth else SceneGeometry()
@@ -71,7 +116,82 @@ def reply(
         answer=answer,
         geometry=geometry,
         views=tuple(scene.views[number].name for number in session.views),
+        diagnosis=_diagnosis(answerer, session, wanted, control) if diagnose else None,
     )
+
+
+def _diagnosis(
+    answerer: StudentAnswerer, session: StudentSession, question: Question, control: Scene | None
+) -> Diagnosis:
+    from stillroom.students.probe import SlotEdit, random_slots, read_out
+
+    student, processor = answerer.student, answerer.processor
+    ids = processor.question_ids(question.prompt)
+    if control is None:
+        from stillroom.scenes.rooms import make_room
+
+        control = make_room(*SAMPLE_ROOM)
+    drawn = SlotEdit(embeddings=random_slots(student, rng=np.random.default_rng(SAMPLE_ROOM)))
+    elsewhere = answerer.open(control).prefix
+
+    def read(prefix: ScenePrefix, edit: SlotEdit | None = None) -> tuple[SlotText, ...]:
+        return tuple(
+            SlotText(
+                token=processor.tokenizer.token_text(word.token_id),
+                probability=word.probability,
+                entropy_nats=word.entropy,
+            )
+            for word in read_out(student, prefix, ids, edit=edit)
+        )
+
+    return Diagnosis(
+        slots=read(session.prefix),
+        random_slots=read(session.prefix, drawn),
+        other_photos=read(elsewhere),
+        other=control.source,
+        vocabulary=student.get_output_embeddings().weight.shape[0],
+    )
+
+
+def diagnosis_record(found: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as plain numbers, with what it is worth."""
+    from stillroom.students.probe import PROBE_NOTE
+
+    return {
+        "note": PROBE_NOTE,
+        "no_idea_nats": round(math.log(found.vocabulary), 4),
+        "control_photos": found.other,
+        **{
+            name: [
+                {
+                    "token": word.token,
+                    "probability": round(word.probability, 6),
+                    "entropy_nats": round(word.entropy_nats, 4),
+                }
+                for word in getattr(found, name)
+            ]
+            for name in ("slots", "random_slots", "other_photos")
+        },
+    }
+
+
+def diagnosis_lines(found: Diagnosis) -> list[str]:
+    """A diagnosis as a table to print, the note below it."""
+    from stillroom.students.probe import PROBE_NOTE
+
+    columns = (found.slots, found.random_slots, found.other_photos)
+    names = ("its slots", "random slots", f"other photos ({found.other})")
+    width = max(len(repr(word.token)) for column in columns for word in column)
+    head = "slot  " + "  ".join(f"{name:<{width + 17}}" for name in names)
+    lines = [head.rstrip()]
+    for number, words in enumerate(zip(*columns, strict=True), start=1):
+        cells = [
+            f"{word.token!r:<{width}} p {word.probability:5.3f} {word.entropy_nats:5.2f} nats"
+            for word in words
+        ]
+        lines.append(f"{number:>4}  " + "  ".join(cells))
+    lines.append(f"no idea at all would be {math.log(found.vocabulary):.2f} nats")
+    return [*lines, PROBE_NOTE]
 
 
 def box_rows(geometry: SceneGeometry) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from stillroom import __version__
+from stillroom import __version__, cli_bench
 from stillroom.bench.options import LatencyOptions
 from stillroom.console import process_number, progress_bar
 from stillroom.records import BadInputError
@@ -52,6 +52,8 @@ models
   distill            train a student on a teacher's labels (RECIPE)
 results
   evaluate           score a model against truth and teacher, with intervals
+  ablate             train and compare the arms of table2, table3 or slots
+  probe              what can be read from a student's slots, and where they look
   ask                ask a model about a folder of photos
   export             a student with weights of 8 or 4 bits, or as ONNX graphs
   bench latency      time teacher and student side by side, stage by stage
@@ -617,6 +619,8 @@ def ask(words: Sequence[str]) -> int:
         *,
         boxes: bool = False,
         depth: bool = False,
+        diagnose: bool = False,
+        control_photos: Path | None = None,
         runtime: Literal["torch", "onnx"] = "torch",
         out: Path = Path("depth"),
         json: bool = False,
@@ -630,6 +634,9 @@ def ask(words: Sequence[str]) -> int:
             boxes: Also list the things found, in metres right, forward and up from the floor below
                 the first photo's camera.
             depth: Also write how deep each photo is: NAME.npy in metres, NAME.png to look at.
+            diagnose: Also read the slots out: their likeliest token, beside random slots and other
+                photos. A probe, not an explanation.
+            control_photos: With --diagnose: the other photos; default is a made room.
             runtime: onnx asks what export --to onnx wrote, without torch.
             out: Folder for what --depth writes.
             json: Print one JSON object.
@@ -641,6 +648,8 @@ def ask(words: Sequence[str]) -> int:
     given = _parse(options, words, "ask")
     as_json, out = given.pop("json"), given.pop("out")
     boxes, depth = given["boxes"], given["depth"]
+    others = given.pop("control_photos")
+    given["control"] = None if others is None else api.open_photos(others)
     reply: Callable[..., asking.Reply] = asking.reply
     if given.pop("runtime") == "onnx":
         from stillroom.asking_onnx import reply
@@ -649,9 +658,11 @@ def ask(words: Sequence[str]) -> int:
     if as_json:
         record: dict[str, Any] = {"question": said.question, "answer": said.answer}
         record |= {"boxes": asking.box_rows(said.geometry), "frame": "view0"} if boxes else {}
+        record |= {"diagnosis": asking.diagnosis_record(said.diagnosis)} if said.diagnosis else {}
         _say(json.dumps(record | ({"depth": written} if depth else {})))
         return 0
     lines = [said.answer, *(asking.box_lines(said.geometry) if boxes else [])]
+    lines += asking.diagnosis_lines(said.diagnosis) if said.diagnosis else []
     _say("\n".join([*lines, *asking.depth_lines(written)]))
     return 0
 
@@ -824,6 +835,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "labels": labels,
     "distill": distill,
     "evaluate": evaluate,
+    "ablate": cli_bench.ablate,
+    "probe": cli_bench.probe,
     "ask": ask,
     "export": export,
     "bench latency": bench_latency,

@@ -143,7 +143,7 @@ def test_both_models_are_measured_in_turns_and_the_ratios_are_theirs() -> None:
         assert one["cold"]["total_ms"]["median"] >= max(
             one["cold"][f"{stage}_ms"]["median"] for stage in stages
         )
-        assert one["peak_bytes"] is None or one["peak_bytes"] > 0
+        assert one["peak_bytes"] is None or one["peak_bytes"] >= one["weight_bytes"]
         assert one["share_of_copy"] > 0
     text = "\n".join(lines(record))
     assert "times as fast cold" in text

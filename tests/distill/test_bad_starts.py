@@ -13,16 +13,31 @@ from safetensors.torch import load_file
 from tiny_world import write_llama_tokenizer, write_qwen, write_world
 
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LoraConfig, SlotConfig, StudentSizes
+from stillroom.distill.config import (
+    DistillConfig,
+    LoraConfig,
+    LossConfig,
+    SlotConfig,
+    StudentSizes,
+)
 from stillroom.distill.run import distill, save_student
-from stillroom.records import Answer, BadInputError, Question, Scene, Signal, TeacherLabel
+from stillroom.records import (
+    FAMILIES,
+    Answer,
+    BadInputError,
+    Question,
+    Scene,
+    Signal,
+    Split,
+    TeacherLabel,
+)
 from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label import label_scenes
 from stillroom.testing import FixedTeacher, tiny_questions, tiny_scene
-from stillroom.text.tokenizer import open_tokenizer
+from stillroom.text.tokenizer import load_tokenizer, open_tokenizer
 from stillroom.training.config import TrainConfig
-from stillroom.training.runlog import read_log
+from stillroom.training.runlog import read_log, read_result
 
 TINY = DistillConfig(
     train=TrainConfig(steps=2, scenes_per_step=1, evaluate_every=0, save_every=2),
@@ -35,7 +50,7 @@ TINY = DistillConfig(
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    home = write_world(tmp_path_factory.mktemp("world"))
+    home = write_world(tmp_path_factory.mktemp("world"), signals=("answers",))
     student, processor = build_student(TINY, home / "encoder")
     save_student(student, processor, home / "student")
     write_qwen(home / "qwen")
@@ -156,6 +171,14 @@ def test_lora_needs_something_to_update() -> None:
         LoraConfig(rank=-1)
 
 
+def test_lora_dropout_is_not_drawn_in_several_threads() -> None:
+    two = replace(LORA.train, scenes_per_step=2, micro_batches=2, workers=2)
+    with pytest.raises(BadInputError, match=r"lora\.dropout 0\.1 .*--train\.workers 1"):
+        replace(LORA, lora=LoraConfig(rank=2, dropout=0.1), train=two)
+    assert replace(LORA, lora=LoraConfig(rank=2, dropout=0.1)).lora.dropout == 0.1
+    assert replace(LORA, train=two).train.workers == 2
+
+
 # Poor scenes. -----------------------------------------------------------------------------------
 
 
@@ -174,16 +197,36 @@ class Silent:
         ]
 
 
-def train_on(scenes: list[Scene], world: Path, home: Path, teacher: type) -> list[dict]:
+class Wordless(Silent):
+    """A teacher whose answers to scenes with two views have no token, not even an end."""
+
+    def label(
+        self, scene: Scene, questions: list[Question], signals: tuple[Signal, ...]
+    ) -> list[TeacherLabel]:
+        said = super().label(scene, questions, signals)
+        if len(scene.views) > 2:
+            return [replace(label, answer="yes") for label in said]
+        return [replace(label, answer_ids=np.zeros(0, np.int64)) for label in said]
+
+
+def train_on(
+    scenes: list[Scene], world: Path, home: Path, teacher: type, config: DistillConfig = TINY
+) -> list[dict]:
     """Two steps on these scenes; the rows of the log."""
     asked = [q for scene in scenes for q in tiny_questions(scene)]
     write_shard(home / "scenes", 0, scenes, asked)
     write_manifest(home / "scenes", {"count": len(scenes)})
     label_scenes(
-        home / "scenes", teacher, home / "labels", teacher={"name": "x"}, signals=("answers",)
+        home / "scenes",
+        teacher,
+        home / "labels",
+        teacher={"name": "x"},
+        signals=("answers",),
+        # Ids that mean the same to teacher and student are taken as they are.
+        vocabulary=load_tokenizer().vocabulary(),
     )
     distill(
-        TINY,
+        config,
         scenes=home / "scenes",
         labels=home / "labels",
         out=home / "run",
@@ -219,3 +262,47 @@ def test_an_empty_answer_is_learnt_as_its_end(world: Path, tmp_path: Path) -> No
     rows = train_on(scenes, world, tmp_path, Silent)
     assert np.isfinite(rows[-1]["loss"])
     assert rows[-1]["terms"]["text"] > 0
+
+
+def with_views(*counts: int, split: Split) -> list[Scene]:
+    """Scenes that show their first two views, however many they have."""
+    return [tiny_scene(seed, views=count, split=split) for seed, count in enumerate(counts)]
+
+
+TEXT_ALONE = replace(
+    TINY,
+    student=replace(TINY.student, max_views=2),
+    losses=LossConfig(depth=False, grounding=False),
+)
+
+
+def test_a_step_without_any_label_is_left_out_and_told(world: Path, tmp_path: Path) -> None:
+    scenes = [*with_views(2, 3, split="train"), *with_views(2, 3, 2, split="val")]
+    rows = train_on(scenes, world, tmp_path, Wordless, TEXT_ALONE)
+    # Each scene once in two steps, one of which has nothing to be learnt from.
+    assert sorted(row["loss"] is None for row in rows) == [False, True]
+    assert sorted(row["labelled"]["text"] > 0 for row in rows) == [False, True]
+    assert read_result(tmp_path / "run").skipped == 1
+    # What is measured on the one scene that has answers is a number, and no answer without a
+    # token counts as a right one.
+    (said,) = read_log(tmp_path / "run" / "log.jsonl", kind="eval")
+    assert np.isfinite(said["metrics"]["answer_ce"])
+    right = {name: share for name, share in said["metrics"].items() if name.startswith("right.")}
+    assert set(right) == {f"right.{family}" for family in FAMILIES}
+    assert all(share in (0.0, 1.0) for share in right.values())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_an_answer_is_refused_before_anything_is_trained(
+    world: Path, tmp_path: Path, split: Split
+) -> None:
+    other: Split = "val" if split == "train" else "train"
+    scenes = [*with_views(2, 2, split=split), *with_views(3, 3, split=other)]
+    with pytest.raises(BadInputError, match=rf"all 8 answers .* the split '{split}' are empty"):
+        train_on(scenes, world, tmp_path, Wordless, TEXT_ALONE)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_validation_of_no_scene_is_refused() -> None:
+    with pytest.raises(BadInputError, match="validation_scenes must be at least 1, got 0"):
+        replace(TINY, validation_scenes=0)

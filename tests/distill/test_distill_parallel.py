@@ -1,4 +1,7 @@
-"""``torchrun -m stillroom distill ...``: two processes distil what one does."""
+"""Two processes distil what one does, also as ``torchrun -m stillroom distill ...``.
+
+Run as a script, this file is one of two processes that talk over gloo.
+"""
 
 import os
 import subprocess
@@ -9,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_distill_run import TINY, run, world  # noqa: F401  # the fixture
+from test_slot_supervision import ALONE, BESIDE, config, slot_gradient
+from two_gloo import both
 
 from stillroom.distill.config import LossConfig
 from stillroom.students.session import StudentAnswerer
@@ -20,6 +25,22 @@ CONFIG = replace(
     student=replace(TINY.student, detection_queries=4, detection_width=32),
     # Every term that these labels can teach.
     losses=LossConfig(detection=True, spatial=True, multi_view=True),
+    # As mini_cpu has it.
+    slots=replace(TINY.slots, supervision="extra"),
+)
+# Convolutions learn, whose gradients may lie in another order than their weights.
+DEPTH_HEAD = replace(
+    TINY,
+    train=replace(
+        TINY.train,
+        steps=10,
+        scenes_per_step=4,
+        micro_batches=2,
+        learning_rate=1e-3,
+        evaluate_every=0,
+        device="cpu",
+    ),
+    losses=LossConfig(depth_head=True, multi_view=True),
 )
 FLAGS = {
     "student.hidden-size": 16,
@@ -41,6 +62,51 @@ FLAGS = {
     "train.save-every": 2,
     "train.device": "cpu",
 }
+
+
+def both_do(world: Path, out: Path) -> None:  # noqa: F811
+    """What each of the two processes does."""
+    for supervision in ("answer", "extra"):
+        asked = config(BESIDE, supervision, micro_batches=4, parallel="ddp")
+        found = slot_gradient(world, out / supervision, asked)
+        if os.environ["RANK"] == "0":
+            torch.save(found, out / f"{supervision}.pt")
+    shared = replace(DEPTH_HEAD, train=replace(DEPTH_HEAD.train, parallel="ddp"))
+    run(world, out / "depth-head", shared)
+
+
+@pytest.fixture(scope="module")
+def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """What two processes leave; they are started once for all."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("two")
+    both(__file__, world, out)
+    return out
+
+
+def test_two_ddp_processes_give_slots_the_gradient_of_the_answer_alone(
+    world: Path,  # noqa: F811
+    two: Path,
+    tmp_path: Path,
+) -> None:
+    alone = slot_gradient(world, tmp_path / "run", config(ALONE))
+    torch.testing.assert_close(torch.load(two / "answer.pt"), alone, atol=1e-6, rtol=0)
+    assert (torch.load(two / "extra.pt") - alone).abs().max() > 1e-3
+
+
+def test_ten_steps_with_a_trained_depth_head_have_the_loss_of_one_process(
+    world: Path,  # noqa: F811
+    two: Path,
+    tmp_path: Path,
+) -> None:
+    run(world, tmp_path / "one", DEPTH_HEAD)
+    ours, theirs = (read_log(home, kind="step") for home in (two / "depth-head", tmp_path / "one"))
+    assert len(ours) == 10
+    assert [row["loss"] for row in ours] == pytest.approx([r["loss"] for r in theirs], abs=1e-5)
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["terms"] == pytest.approx(other["terms"], abs=1e-5)
+    # It learns, so that a wrong update would show.
+    assert ours[-1]["terms"]["depth_map"] < ours[0]["terms"]["depth_map"] - 1e-3
 
 
 SWITCHES = ("detection", "spatial", "multi-view")
@@ -91,3 +157,8 @@ def test_torchrun_distils_as_one_process_does(
         in refused.stderr
     )
     assert "stillroom (process 1): the first process stopped" in refused.stderr
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    both_do(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -3,18 +3,21 @@
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_world import write_world
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.run import distill, text_alone
+from stillroom.distill.step import count_labelled
 from stillroom.engine.naming import UNKNOWN
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.poses import transform, view0_from_world
@@ -22,11 +25,10 @@ from stillroom.records import BadInputError
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.students.encoders.vggt import VGGT
-from stillroom.students.encoders.vggt_load import save_vggt
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_store import open_labels
-from stillroom.testing import FixedTeacher, tiny_encoder_config, tiny_store
+from stillroom.testing import FixedTeacher, tiny_store
 from stillroom.text.tokenizer import load_tokenizer
 from stillroom.text.vocabulary import Vocabulary
 from stillroom.training.config import TrainConfig
@@ -44,21 +46,7 @@ TINY = DistillConfig(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes, labels and a random encoder of the smallest size."""
-    home = tmp_path_factory.mktemp("world")
-    tiny_store(home / "scenes", scenes=8, splits=("train", "train", "train", "val"))
-    label_scenes(
-        home / "scenes",
-        FixedTeacher,
-        home / "labels",
-        teacher={"name": "fixed"},
-        signals=("answers", "topk_logits"),
-        vocabulary=load_tokenizer().vocabulary(),
-    )
-    torch.manual_seed(0)
-    encoder = VGGT(tiny_encoder_config())
-    save_vggt(encoder, home / "encoder")
-    return home
+    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def run(world: Path, out: Path, config: DistillConfig = TINY) -> str:
@@ -172,12 +160,20 @@ def test_without_depth_and_grounding_only_text_is_left(world: Path, tmp_path: Pa
     assert set(rows[0]["weights"]) == {"text"}
 
 
-def test_teacher_logits_stand_at_the_labels(world: Path) -> None:
+def some_batches(world: Path, *, silent: Container[str] = ()) -> Batches:
+    """Two scenes without pictures worth looking at; no logits for ``silent`` question ids."""
     store, labels = open_store(world / "scenes"), open_labels(world / "labels")
     ids = store.scene_ids("train")[:2]
     questions = {scene_id: store.questions(scene_id) for scene_id in ids}
     prompts = {q.question_id: q.question for asked in questions.values() for q in asked}
-    said = {scene_id: labels.labels(scene_id) for scene_id in ids}
+    nothing = dict.fromkeys(("topk_ids", "topk_logits", "logsumexp"))
+    said = {
+        scene_id: [
+            replace(label, **nothing) if label.question_id in silent else label
+            for label in labels.labels(scene_id)
+        ]
+        for scene_id in ids
+    }
     items = items_by_scene(questions, said, prompts, load_tokenizer())
     cache = FeatureCache(
         scene_ids=tuple(ids),
@@ -187,7 +183,35 @@ def test_teacher_logits_stand_at_the_labels(world: Path) -> None:
         cells=np.zeros((2, 2, 2, 2), np.float16),
         objects=np.zeros((2, 64, 8), np.float16),
     )
-    batch = Batches(TINY, cache, items, prompts=prompts, tokenizer=load_tokenizer()).at(0, 0)
+    return Batches(TINY, cache, items, prompts=prompts, tokenizer=load_tokenizer())
+
+
+def test_answers_without_logits_join_those_that_have_them(world: Path) -> None:
+    whole = some_batches(world).sample([0, 1])
+    asked = [
+        q.question_id
+        for scene_id in open_store(world / "scenes").scene_ids("train")[:2]
+        for q in open_store(world / "scenes").questions(scene_id)
+    ]
+    mixed = some_batches(world, silent=asked[::2]).sample([0, 1])
+    assert torch.equal(mixed.packed.labels, whole.packed.labels)
+    assert whole.has_logits is None
+    has = mixed.has_logits
+    assert has is not None
+    # Every second answer, whole answers at a time.
+    lengths = [len(item.answer_ids) for row in some_batches(world).items.values() for item in row]
+    assert has.tolist() == [bool(i % 2) for i, n in enumerate(lengths) for _ in range(n)]
+    for name in ("topk_ids", "topk_logits", "logsumexp"):
+        assert torch.equal(getattr(mixed, name)[has], getattr(whole, name)[has])
+    assert count_labelled(mixed)["topk_kl"] == int(has.sum())
+    assert count_labelled(whole)["topk_kl"] == len(has)
+    nobody = some_batches(world, silent=asked).sample([0, 1])
+    assert nobody.topk_ids is None
+    assert count_labelled(nobody)["topk_kl"] == 0
+
+
+def test_teacher_logits_stand_at_the_labels(world: Path) -> None:
+    batch = some_batches(world).at(0, 0)
     answers = batch.packed.labels[batch.packed.labels != IGNORE_INDEX]
     assert batch.topk_ids is not None
     # The fixed teacher's first candidate is its own answer.

@@ -118,6 +118,21 @@ def test_topk_kl_softens_the_tail_as_one_outcome() -> None:
     assert kl.item() == pytest.approx(expected, abs=1e-5)
 
 
+def test_where_the_teacher_gave_no_logits_the_cross_entropy_is_left() -> None:
+    logits, labels = draw(5, 30).requires_grad_(), torch.arange(5)
+    given = topk(draw(5, 30, seed=1) * 3, 6)
+    has = torch.tensor([True, False, True, False, False])
+    # What stands where there are none may be anything.
+    filled = [torch.where(has.view(-1, *[1] * (v.ndim - 1)), v, v.new_zeros(())) for v in given]
+    filled[2] = torch.where(has, filled[2], torch.nan)
+    options = {"kl_alpha": 0.5, "temperature": 2.0}
+    mixed = text_loss(logits, labels, *filled, has_logits=has, **options)
+    whole = text_loss(logits, labels, *given, **options)
+    torch.testing.assert_close(mixed[has], whole[has])
+    torch.testing.assert_close(mixed[~has], answer_cross_entropy(logits, labels)[~has])
+    assert torch.autograd.grad(mixed.sum(), logits)[0].isfinite().all()
+
+
 def test_topk_kl_over_the_whole_vocabulary_is_the_full_kl() -> None:
     student, teacher = draw(3, 9), draw(3, 9, seed=1)
     for temperature in (1.0, 2.0):

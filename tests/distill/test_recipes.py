@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_world import write_depth_anything, write_llama_tokenizer, write_qwen, write_world
@@ -14,8 +15,11 @@ from stillroom import api, recipes
 from stillroom.distill.config import DistillConfig
 from stillroom.distill.run import distill
 from stillroom.recipes.ablations import BASES, ROWS
+from stillroom.records import FAMILIES
 from stillroom.scenes.store import open_store
 from stillroom.students.session import StudentAnswerer
+from stillroom.teachers.sampling import choose_questions
+from stillroom.testing import tiny_questions, tiny_scene
 from stillroom.training.runlog import read_log
 
 TABLE = recipes.table("distill")
@@ -24,7 +28,7 @@ TABLE = recipes.table("distill")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    home = write_world(tmp_path_factory.mktemp("world"))
+    home = write_world(tmp_path_factory.mktemp("world"), signals=("answers",))
     write_llama_tokenizer(home / "llama")
     write_qwen(home / "qwen")
     write_depth_anything(home / "da3")
@@ -140,10 +144,12 @@ def test_the_edge_student_has_qwens_half_billion() -> None:
     assert table["total"] < 525_000_000
 
 
-def test_every_row_of_the_papers_tables_is_a_recipe() -> None:
+def test_every_row_of_the_papers_tables_and_of_the_slots_controls_is_a_recipe() -> None:
     assert set(ROWS) == {
         *("no_slots", "no_detection", "no_depth", "no_spatial", "no_multi_view", "no_feature"),
         *("static_weights", "k2", "k4", "k16"),
+        *("frozen_random", "filler", "after", "full_prefix", "full_prefix_no_slots"),
+        *("causal", "causal_after", "causal_no_slots"),
     }
     for base in BASES:
         assert {base, *(f"{base}_{row}" for row in ROWS)} <= set(TABLE)
@@ -173,6 +179,14 @@ def differing(one: DistillConfig, other: DistillConfig) -> set[str]:
         ("k2", {"slots.count"}),
         ("k4", {"slots.count"}),
         ("k16", {"slots.count"}),
+        ("frozen_random", {"slots.kind"}),
+        ("filler", {"slots.kind"}),
+        ("after", {"slots.position"}),
+        ("full_prefix", {"mask"}),
+        ("full_prefix_no_slots", {"mask", "slots.kind", "slots.count"}),
+        ("causal", {"mask"}),
+        ("causal_after", {"mask", "slots.position"}),
+        ("causal_no_slots", {"mask", "slots.kind", "slots.count"}),
     ],
 )
 @pytest.mark.parametrize("base", list(BASES))
@@ -184,10 +198,98 @@ def test_a_row_changes_what_it_says_and_nothing_else(
 
 def test_the_literal_reading_is_the_printed_one() -> None:
     literal, ours = TABLE["paper_literal"](), TABLE["paper_h100"]()
-    assert (literal.student.vision_pool, literal.mask) == ("mean", "causal")
     assert differing(literal, ours) == {
-        *("student.vision_pool", "student.mimetic_start", "mask", "questions_per_scene")
+        *("student.vision_pool", "student.mimetic_start", "mask", "questions_per_scene"),
+        *("losses.sign", "other_share"),
     }
+    # specs/hidden_cot.md, sections 1 to 3 and 5, line by line.
+    size, slots, losses, train = literal.student, literal.slots, literal.losses, literal.train
+    assert (size.layers, size.hidden_size, size.heads, size.intermediate_size) == (
+        *(24, 2048, 16),
+        8192,
+    )
+    assert (size.vision_pool, literal.mask, literal.language_model) == ("mean", "causal", "")
+    assert (slots.kind, slots.count, slots.position) == ("learned", 8, "before")
+    assert slots.supervision == "answer"
+    assert set(losses.terms) == {
+        *("text", "depth_ce", "depth_reg", "depth_kl", "detection", "spatial"),
+        *("multi_view", "feature"),
+    }
+    assert (losses.sign, losses.weighting, losses.kl_alpha > 0) == ("paper", "uncertainty", True)
+    assert (train.learning_rate, train.schedule, train.warmup_fraction > 0) == (
+        1e-4,
+        "cosine",
+        True,
+    )
+    assert (train.scenes_per_step, train.micro_batches, literal.questions_per_scene) == (1, 1, 1)
+    assert train.early_stop_patience > 0
+
+
+def test_a_literal_row_asks_one_question_of_the_papers() -> None:
+    families = (*FAMILIES, "description", "object_counting", "room_size_estimation")
+    asked = [
+        replace(question, family=family)
+        for question, family in zip(
+            tiny_questions(tiny_scene(0), count=len(families)), families, strict=True
+        )
+    ]
+    literal = TABLE["paper_literal"]()
+    rng = np.random.default_rng(0)
+    picked = [
+        choose_questions(
+            asked,
+            count=literal.questions_per_scene,
+            description_share=literal.description_share,
+            other_share=literal.other_share,
+            rng=rng,
+        )
+        for _ in range(200)
+    ]
+    assert all(len(row) == 1 for row in picked)
+    assert {asked[row[0]].family for row in picked} == {*FAMILIES, "description"}
+
+
+#: Short words for terms in the table of docs/losses.md.
+DEPTH = {"depth_ce": "CE", "depth_reg": "regression", "depth_kl": "KL", "depth_map": "own"}
+OURS = ("naming", "grounding", "apart", "measure")
+OTHERS = {"detection": "detection", "spatial": "spatial", "multi_view": "multi-view"} | {
+    "feature": "feature"
+}
+
+
+def losses_row(name: str) -> str:
+    """A recipe's line in the table at the end of docs/losses.md."""
+    config = TABLE[name]()
+    losses, slots = config.losses, config.slots
+
+    def on(words: Mapping[str, str]) -> str:
+        return ", ".join(word for term, word in words.items() if term in losses.terms) or "off"
+
+    others = on(OTHERS)
+    if losses.spatial and losses.sign == "paper":
+        others = others.replace("spatial", "spatial (printed sign)")
+    learns = "the answer" if slots.supervision == "answer" else "every term"
+    if slots.kind == "frozen_random":
+        learns = "nothing"
+    word = "fillers, " if slots.kind == "filler" else ""
+    cells = (
+        f"`{name}`",
+        f"cross-entropy + {losses.kl_alpha:g} x KL, $\\tau = {losses.temperature:g}$",
+        on(DEPTH),
+        on({term: term for term in OURS}),
+        others,
+        f"{slots.used}, {word}{learns}" if slots.used else "none",
+        losses.weighting,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_of_losses_lists_every_recipe_as_it_is() -> None:
+    page = Path(__file__).parents[2] / "docs" / "losses.md"
+    section = page.read_text().partition("## Recipes\n")[2]
+    ours = [line for line in section.splitlines() if line.startswith("| `")]
+    expected = [losses_row(name) for name in TABLE]
+    assert ours == expected, "the table should read:\n" + "\n".join(expected)
 
 
 @pytest.mark.parametrize("name", list(TABLE))

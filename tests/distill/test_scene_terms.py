@@ -26,6 +26,7 @@ from stillroom.distill.config import (
 )
 from stillroom.distill.features import cache_features
 from stillroom.distill.lacking import scenes_without
+from stillroom.distill.own_depth import ScaledDepth, scale_by_depth, scale_by_distances
 from stillroom.distill.reach import parts_reached, require_reach, term_reach
 from stillroom.distill.scene_labels import label_counts, relation_probs, scene_labels
 from stillroom.distill.step import count_labelled, distill_step
@@ -37,17 +38,22 @@ from stillroom.distill.targets import (
     posed_depth,
     things_in_sight,
 )
+from stillroom.geometry.correspond import correspond
 from stillroom.geometry.poses import transform, view0_from_world, yaw_of
 from stillroom.recipes import mini, table
-from stillroom.records import BadInputError, SceneFeatures
+from stillroom.records import BadInputError, Scene, SceneFeatures
 from stillroom.scenes.rooms import CATEGORIES, make_room
 from stillroom.scenes.store import open_store
+from stillroom.students.connector import VisionFeatures
 from stillroom.students.detector import oriented_box
+from stillroom.students.encoders.vggt import VGGT, VGGTOutput
+from stillroom.students.encoders.vggt_camera import decode_pose, encode_pose, invert_w2c
+from stillroom.students.encoders.vggt_load import load_vggt, save_vggt
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label_store import LabelStore, open_labels
 from stillroom.teachers.measures import MEASURES
-from stillroom.testing import tiny_scene
+from stillroom.testing import tiny_encoder_config, tiny_scene
 from stillroom.training.runlog import read_log
 
 EVERY = LossConfig(
@@ -110,6 +116,21 @@ def batches_of(world: Path, folder: Path, config: DistillConfig = ALL) -> tuple[
         config, features, items, prompts=prompts, tokenizer=processor.tokenizer, targets=targets
     )
     return student, batches
+
+
+def test_every_question_of_a_capture_has_its_turn(world: Path, tmp_path: Path) -> None:
+    _, batches = batches_of(world, tmp_path, replace(TINY, questions_per_scene=1))
+    # Not one of the four families: nothing to balance.
+    batches.items = {
+        scene_id: [
+            replace(item, question=replace(item.question, family="object_counting"))
+            for item in items
+        ]
+        for scene_id, items in batches.items.items()
+    }
+    rows = {tuple(batches.sample([0], step).packed.ids[0].tolist()) for step in range(60)}
+    asked = {tuple(item.question_ids) for item in batches.items[batches.scene_ids[0]]}
+    assert len(rows) == len(asked) > 1
 
 
 # Labels. ----------------------------------------------------------------------------------------
@@ -339,15 +360,18 @@ def test_each_term_of_each_recipe_reaches_the_answer(
     )
     student, batches = batches_of(world, tmp_path, small)
     batch = batches.sample([0, 1, 2])
-    reach = term_reach(student, batch, small.losses)
+    reach = term_reach(student, batch, small)
     require_reach(reach, small.losses)
     terms = {
         part for term in small.losses.terms for part in small.losses.parts.get(term, {term: 1.0})
     }
     assert not every_term or terms == PARTS
     assert set(reach) == (terms if recipe.vision else {"text"})
-    there = {CONNECTOR, LM, *([SLOTS] if recipe.slots.used else [])}
     for term, parameters in reach.items():
+        there = {CONNECTOR, LM}
+        learns = recipe.slots.used and recipe.slots.kind != "frozen_random"
+        if learns and (term == "text" or recipe.slots.supervision == "extra"):
+            there.add(SLOTS)
         assert set(parts_reached(parameters)) == there & set(REACH[term]), term
     if recipe.vision:
         # Every weight of the connector, so that no part of a vision token is left untaught.
@@ -367,7 +391,7 @@ def test_a_term_that_reaches_nothing_is_an_error_unless_the_recipe_says_so(
 ) -> None:
     student, batches = batches_of(world, tmp_path)
     student.connector.requires_grad_(False)
-    reach = term_reach(student, batches.sample([0]), EVERY)
+    reach = term_reach(student, batches.sample([0]), ALL)
     assert reach["multi_view"] == ()
     assert parts_reached(reach["text"]) == (SLOTS, LM)
     with pytest.raises(BadInputError, match="reaches no parameter of connector, slots, language"):
@@ -382,7 +406,7 @@ def test_a_depth_head_that_is_trained_learns_from_depth_and_from_answers(
 ) -> None:
     config = replace(ALL, losses=replace(EVERY, depth_head=True))
     student, batches = batches_of(world, tmp_path, config)
-    reach = term_reach(student, batches.sample([0, 1]), config.losses)
+    reach = term_reach(student, batches.sample([0, 1]), config)
     assert parts_reached(reach["depth_map"]) == ("encoder",)
     assert parts_reached(reach["text"]) == (CONNECTOR, SLOTS, LM, "encoder")
     touched = {name for parameters in reach.values() for name in parameters}
@@ -498,10 +522,90 @@ def test_own_depth_brings_cells_together_where_asked(world: Path, tmp_path: Path
     for name, config in (("own", own), ("measured", measured)):
         run(world, tmp_path / name, replace(config, train=replace(TINY.train, steps=1)))
     found = [
-        np.load(next((tmp_path / name / "features").glob("targets-*")) / "partner.npy")
+        next((tmp_path / name / "features").glob("targets-*/*/partner.bin")).read_bytes()
         for name in ("own", "measured")
     ]
-    assert not np.array_equal(*found)
+    assert found[0] != found[1]
+
+
+class OtherUnit:
+    """A student whose encoder tells the depth of a room in a unit of its own."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, depth: np.ndarray, unit_m: float) -> None:
+        self.depth = torch.from_numpy(depth / np.float32(unit_m))[None]
+
+    def features(self, images: torch.Tensor) -> VisionFeatures:
+        tokens = torch.zeros(*images.shape[:2], 4, 8)
+        return VisionFeatures(tokens=tokens, depth=self.depth[..., :2, :2], depth_map=self.depth)
+
+
+class OtherUnitCameras:
+    """An encoder whose camera head knows where the photos were taken, in that unit."""
+
+    def __init__(self, c2w: np.ndarray, intrinsics: np.ndarray, unit_m: float) -> None:
+        w2c = np.linalg.inv(np.linalg.inv(c2w[0]) @ c2w)[:, :3]
+        w2c[..., 3] /= unit_m
+        self.code = encode_pose(torch.from_numpy(w2c), torch.from_numpy(intrinsics), (112, 112))
+
+    def encode(self, *_: Any, heads: tuple[str, ...]) -> VGGTOutput:
+        assert heads == ("camera",)
+        return VGGTOutput(tokens={}, pose_enc=self.code[None].float())
+
+
+def test_own_depth_of_another_unit_gives_the_pairs_that_measured_depth_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = make_room(5, 1)
+    processor = StillroomProcessor(image_size=112, max_views=8)
+    depth, intrinsics, c2w = posed_depth(room, processor)
+    true = correspond(depth, intrinsics, c2w, grid=8)
+    assert (true >= 0).sum() > 100
+    encoder: Any = OtherUnit(depth.astype(np.float32), unit_m=7.3)
+    # As it comes, it brings together what does not belong together.
+    raw = encoder.depth[0].double().numpy()
+    assert (correspond(raw, intrinsics, c2w, grid=8) == true).mean() < 0.9
+
+    def pairs(room: Scene, cameras: Any) -> np.ndarray:
+        own = ScaledDepth(encoder, processor, "")
+        monkeypatch.setattr(ScaledDepth, "_cameras", cameras)
+        return correspond(*posed_depth(room, processor, own), grid=8)
+
+    def same(found: np.ndarray) -> bool:
+        return bool((found == true).mean() > 0.999)
+
+    assert same(pairs(room, None))
+    bare = replace(room, views=tuple(replace(view, depth=None) for view in room.views))
+    assert same(pairs(bare, OtherUnitCameras(c2w, intrinsics, unit_m=7.3)))
+    # Without measured depth and without cameras of its own nobody knows the scale: no pair.
+    assert (pairs(bare, None) == -1).all()
+
+
+def test_the_scale_is_the_median_worked_by_hand() -> None:
+    own = np.array([[[1.0, 2.0, 4.0, 0.0]]])
+    assert scale_by_depth(own, np.array([[[3.0, 6.0, 100.0, 5.0]]])) == 3.0
+    assert scale_by_depth(own, np.zeros((1, 1, 4))) is None
+    given = np.array([[0.0, 0, 0], [3.0, 0, 0], [0, 4.0, 0]])
+    assert scale_by_distances(given / 2, given) == 2.0
+    assert scale_by_distances(given * 0, given) is None
+    assert scale_by_distances(given[:1], given[:1]) is None
+
+
+def test_an_encoder_with_cameras_tells_the_scale_by_them(tmp_path: Path) -> None:
+    config = replace(tiny_encoder_config(), camera_head=True)
+    save_vggt(VGGT(config, seed=0), tmp_path / "encoder")
+    student, processor = build_student(TINY, tmp_path / "encoder")
+    scene = tiny_scene(0)
+    bare = replace(scene, views=tuple(replace(view, depth=None) for view in scene.views))
+    found = ScaledDepth(student, processor, tmp_path / "encoder")(bare)
+    photos = torch.from_numpy(processor.images([view.rgb for view in bare.views]))[None]
+    out = load_vggt(tmp_path / "encoder").encode(photos, (), heads=("camera", "depth"))
+    # The two cameras of a tiny scene stand 0.3 m apart; the first is where its own world begins.
+    w2c, _ = decode_pose(out.pose_enc[0].double(), (28, 28))
+    centers = invert_w2c(w2c)[:, :3, 3]
+    expected = out.depth[0] * (0.3 / (centers[1] - centers[0]).norm())
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4)
 
 
 @pytest.mark.usefixtures("taught")

@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from stillroom.records import Signal
 from stillroom.students.encoders.depth_anything import DepthAnything, DepthAnythingConfig
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_load import save_vggt
 from stillroom.teachers.label import label_scenes
 from stillroom.testing import FixedTeacher, tiny_encoder_config, tiny_store
+from stillroom.text.tokenizer import load_tokenizer
 
 TEXTS = (
     "Which is closer to the lamp: the red table or the blue chair?",
@@ -25,18 +27,18 @@ TEXTS = (
 )
 
 
-def write_world(home: Path) -> Path:
-    """Scenes, answers of a fixed teacher, and a random encoder."""
+def write_world(home: Path, *, signals: tuple[Signal, ...] = ("answers", "topk_logits")) -> Path:
+    """Scenes, labels of a fixed teacher with the made worlds' vocabulary, and a random encoder."""
     tiny_store(home / "scenes", scenes=8, splits=("train", "train", "train", "val"))
     label_scenes(
         home / "scenes",
         FixedTeacher,
         home / "labels",
         teacher={"name": "fixed"},
-        signals=("answers",),
+        signals=signals,
+        vocabulary=load_tokenizer().vocabulary() if "topk_logits" in signals else None,
     )
-    encoder = tiny_encoder_config()
-    save_vggt(VGGT(encoder, seed=0), home / "encoder")
+    save_vggt(VGGT(tiny_encoder_config(), seed=0), home / "encoder")
     return home
 
 

@@ -13,7 +13,7 @@ from tiny_worlds import Seer, tiny_scene
 
 from stillroom.evaluate.baselines import Shuffled, baseline
 from stillroom.evaluate.report import print_table, terminal_table, write_report
-from stillroom.evaluate.report_figures import depth_figure, photo, training_figure
+from stillroom.evaluate.report_figures import depth_figure, is_share, photo, training_figure
 from stillroom.evaluate.run import evaluate
 from stillroom.records import SceneGeometry
 from stillroom.scenes.store import open_store, write_manifest, write_shard
@@ -243,6 +243,12 @@ def test_an_empty_or_missing_log_has_no_figure(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     assert training_figure(tmp_path / "empty.jsonl") is None
     assert training_figure(tmp_path / "missing.jsonl") is None
+
+
+def test_losses_and_shares_stand_in_panels_of_their_own():
+    shares = ["right.obj_appearance_order", "right.object_rel_distance", "depth_delta1"]
+    losses = ["text", "depth_reg", "grounding", "answer_ce", "loss.camera", "center_m"]
+    assert [name for name in [*shares, *losses] if is_share(name)] == shares
 
 
 def test_photos_are_made_smaller_and_never_larger():

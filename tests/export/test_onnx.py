@@ -29,7 +29,7 @@ CAPTURE = Path(__file__).parents[1] / "fixtures" / "captures" / "tum_fr3_cabinet
 #: What ``ask --runtime onnx`` needs, and all of it: docs/speed.md names the same.
 PACKAGES = (
     *("numpy", "pillow", "scipy", "pyarrow", "tokenizers", "onnxruntime", "jaxtyping"),
-    *("wadler_lindig", "tyro", "docstring_parser", "typing_extensions"),
+    *("wadler_lindig", "tyro", "docstring_parser", "typeguard", "typing_extensions"),
 )
 NO_TORCH = """
 import sys
@@ -122,8 +122,9 @@ def test_it_is_asked_without_torch(graphs: Path) -> None:
 def test_it_is_asked_in_an_environment_of_listed_packages(graphs: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "bare")], check=True)
     python = tmp_path / "bare" / "bin" / "python"
-    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", *PACKAGES]
-    subprocess.run([str(python), *install], check=True)
+    pins = str(Path(__file__).parents[2] / "constraints.txt")
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    subprocess.run([str(python), *install, "--constraint", pins, *PACKAGES], check=True)
     source = Path(api.__file__).parents[1]
     asking = ["ask", str(graphs), str(CAPTURE), "Is the floor dark?", "--runtime", "onnx"]
     done = subprocess.run(

@@ -64,7 +64,7 @@ def test_the_shipped_student_says_in_a_session_what_its_own_forward_says(
     assert not can_pack() or any(isinstance(m, PackedLinear) for m in answerer.student.modules())
     student, processor = answerer.student, answerer.processor
     session = answerer.open(scene)
-    features = session._features
+    features = session.features
     questions = capture_questions(scene)
     prompts = [processor.question_ids(question.prompt) for question in questions]
     choices = [processor.tokenizer.encode_choices(question.options) for question in questions]
@@ -73,7 +73,7 @@ def test_the_shipped_student_says_in_a_session_what_its_own_forward_says(
         student.answer_ids(plain, [prompt], choices=[allowed], plain=True)[0]
         for prompt, allowed in zip(prompts, choices, strict=True)
     ]
-    assert student.answer_ids(session._prefix, prompts, choices=choices) == expected
+    assert student.answer_ids(session.prefix, prompts, choices=choices) == expected
     answers = session.answer(questions)
     assert [answer.text for answer in answers] == [processor.decode(ids) for ids in expected]
     assert len({answer.text for answer in answers}) > len(THINGS)

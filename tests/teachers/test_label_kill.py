@@ -244,8 +244,11 @@ def test_what_a_ray_worker_refuses_is_one_sentence(tmp_path: Path) -> None:
     words += ["--out", tmp_path / "out", "--ray"]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "the teacher truth has answers alone" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    # Before it a busy machine may say that Ray is started once more.
+    *_, last = done.stderr.strip().splitlines()
+    assert "the teacher truth has answers alone" in last
+    assert done.stderr.count("stillroom: ") == 1
+    assert "Traceback" not in done.stderr
 
 
 #: Labels on a cluster of two machines with a CPU each; with "busy" both are taken.

@@ -161,3 +161,11 @@ def test_folders_that_cannot_serve_are_refused(llama: Path, tmp_path: Path) -> N
     (llama / "tokenizer.json").unlink()
     with pytest.raises(BadInputError, match=r"holds no tokenizer\.json"):
         open_tokenizer(llama)
+
+
+def test_a_single_token_reads_as_it_stands_in_a_text() -> None:
+    tokenizer = load_tokenizer()
+    ids = tokenizer.encode("Which is closer to the lamp?")
+    assert "".join(tokenizer.token_text(token) for token in ids) == "Which is closer to the lamp?"
+    assert tokenizer.token_text(tokenizer.eos_id) == "<eos>"
+    assert tokenizer.token_text(999_999) == "#999999"

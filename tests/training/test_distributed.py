@@ -35,8 +35,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of finished and of stopped runs; two processes are started once for all."""
     out = tmp_path_factory.mktemp("runs")
     alone(out / "one")
+    alone(out / "sheltered-one")
     alone(out / "grows", "fsdp", stop=5)
     whole = ["ddp:ddp", "ddp:ddp-resumed:5", "ddp:ddp-resumed", "ddp:ddp-shrinks:5"]
+    whole += ["ddp:sheltered-ddp"]
     cut = ["fsdp:fsdp", "fsdp:fsdp-resumed:5", "fsdp:fsdp-resumed", "fsdp:fsdp-shrinks:5"]
     said = two_processes.train(out, *whole, *cut, "fsdp:grows")
     (out / "said.json").write_text(json.dumps(said))
@@ -63,6 +65,18 @@ def test_two_ddp_processes_train_as_one(runs: Path) -> None:
     skipped = [row["step"] for row in read_log(runs / "ddp", kind="step") if row["loss"] is None]
     assert skipped == [two_processes.UNLABELLED + 1]
     same_but_for_rounding(runs / "ddp", runs / "one", within=1e-6)
+
+
+def test_two_ddp_processes_shelter_parameters_as_one_does(runs: Path) -> None:
+    rows, plain = (read_log(runs / name, kind="step") for name in ("sheltered-one", "one"))
+    norms = [row["grad_norms"].get("norm") for row in rows]
+    # Weights are equal at first; what the norm learns from is not.
+    assert rows[0]["loss"] == plain[0]["loss"]
+    assert 0 < norms[0] != plain[0]["grad_norms"]["norm"]
+    # Without depth in the whole step nothing moves it, momentum neither.
+    assert norms[two_processes.WITHOUT_DEPTH] == 0
+    assert rows[two_processes.WITHOUT_DEPTH]["terms"].keys() == {"text"}
+    same_but_for_rounding(runs / "sheltered-ddp", runs / "sheltered-one", within=1e-6)
 
 
 def test_fsdp_on_two_processes_gives_the_loss_of_one_within_1e_5(runs: Path) -> None:

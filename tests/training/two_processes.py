@@ -3,6 +3,7 @@
 ``python two_processes.py OUT JOB...`` runs several jobs one after the other, so that a test pays
 for the start once. A job is ``KIND:NAME[:STOP[:STEPS]]``: how the processes share the work, the
 folder within OUT, the step before which all of them stop abruptly, and how many steps there are.
+Where NAME begins with "sheltered", the norm learns from depth alone, and one step has none.
 """
 
 import logging
@@ -18,11 +19,14 @@ import tiny_run
 import torch
 
 from stillroom.training.data_order import rows_at
+from stillroom.training.handed import Sheltered
 
 # Four portions a step and ten rows: epochs end within steps, and processes get unequal labels.
 CONFIG = replace(tiny_run.CONFIG, steps=10, micro_batches=4, evaluate_every=4, save_every=3)
 # A step (from 0) in which no process has a label.
 UNLABELLED = 6
+# Of sheltered jobs, one in which nothing labels depth.
+WITHOUT_DEPTH = 4
 
 
 class StoppedError(BaseException):
@@ -62,6 +66,10 @@ def job(out: Path, word: str) -> None:
     kind, name, stop, steps, *_ = [*word.split(":"), "", ""]
     config = replace(CONFIG, parallel=kind, steps=int(steps or CONFIG.steps))
     model = tiny_run.make_model()
+    sheltered = None
+    if name.startswith("sheltered"):
+        terms, others = frozenset({"depth"}), frozenset({"text"})
+        sheltered = Sheltered(parameters=tuple(model.norm.parameters()), terms=terms, others=others)
 
     def batch_at(step: int, micro: int) -> dict[str, torch.Tensor]:
         if steps:
@@ -72,10 +80,12 @@ def job(out: Path, word: str) -> None:
         if step == UNLABELLED:
             nothing = torch.zeros_like(batch["text_valid"])
             batch |= {"text_valid": nothing, "depth_valid": nothing}
+        if sheltered is not None and step == WITHOUT_DEPTH:
+            batch |= {"depth_valid": torch.zeros_like(batch["depth_valid"])}
         return batch
 
     try:
-        tiny_run.run(out / name, config=config, model=model, batch_at=batch_at)
+        tiny_run.run(out / name, config=config, model=model, batch_at=batch_at, sheltered=sheltered)
     except StoppedError:
         return
     # Whole again, wherever it was trained: the callers save it.

@@ -89,8 +89,12 @@ class _Loaded:
 
 
 def _loaded(make: Maker, device: torch.device) -> _Loaded:
-    before = resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
+    before = _held_bytes(device)
     return _Loaded(make(), before)
+
+
+def _held_bytes(device: torch.device) -> int | None:
+    return resident_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
 
 
 class _Run:
@@ -107,6 +111,7 @@ class _Run:
     def begin(self, loaded: _Loaded, scene: Scene, *, first: bool) -> None:
         """Warm up, and note what the model is and how much memory it needs."""
         one, options = loaded.contestant, self.options
+        started = _held_bytes(self.device)
         with peak_memory(self.device) as peak:
             for _ in range(max(1, options.warm_up)):
                 self._cold(one, scene, options.tokens)
@@ -123,7 +128,7 @@ class _Run:
             "scene_tokens": prefix.length,
             "question_tokens": self.question,
             "scene_bytes": prefix.nbytes,
-            "peak_bytes": _above(peak.bytes, loaded.before),
+            "peak_bytes": _peak(one, peak.bytes, started, loaded.before),
         }
         self.at = getattr(options, f"at_{self.role}_views")
         if self.at is not None:
@@ -243,8 +248,15 @@ def _with_views(one: Contestant, scene: Scene, views: int) -> Scene:
     return replace(scene, views=scene.views[:views])
 
 
-def _above(peak: int | None, before: int | None) -> int | None:
-    return None if peak is None or before is None else max(peak - before, 0)
+def _peak(one: Contestant, peak: int | None, started: int | None, before: int | None) -> int | None:
+    """What a model needs at most: the peak over what was there before it was loaded.
+
+    A process keeps memory that others gave back, and fills it first: at least it is the weights and
+    what a question took besides.
+    """
+    if peak is None or started is None or before is None:
+        return None
+    return max(peak - before, one.weight_bytes + max(peak - started, 0))
 
 
 def _summary(taken: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.config import DistillConfig
@@ -20,7 +20,7 @@ from stillroom.engine.packing import Packed, pack_questions, question_places, st
 from stillroom.records import FAMILIES, BadInputError, Question, TeacherLabel
 from stillroom.scenes.pixels import object_names
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
-from stillroom.teachers.measures import apart, measured
+from stillroom.teachers.named import Named
 from stillroom.teachers.sampling import choose_questions
 from stillroom.text.mentions import mentions, word_tokens
 from stillroom.text.tokenizer import Tokenizer
@@ -47,10 +47,12 @@ class Batch:
     measure_at: Int[Tensor, "m 2"]
     measure_kind: Int[Tensor, "m"]
     measure: Float[Tensor, "m 2"]
-    # The teacher's logits at every answer token; None where it gave none.
+    # The teacher's logits at every answer token; None where it gave none at all, zeros where it
+    # gave none to some answers, as ``has_logits`` then says.
     topk_ids: Int[Tensor, "a k"] | None
     topk_logits: Float[Tensor, "a k"] | None
     logsumexp: Float[Tensor, "a"] | None
+    has_logits: Bool[Tensor, "a"] | None = None
     # What detection, spatial, multi-view and feature terms are taught by; None where they are off.
     scene: SceneLabels | None = None
     # The photos, where the encoder's depth head is trained: tokens and own_depth are then not used.
@@ -127,11 +129,13 @@ class Batches:
         tokenizer: Tokenizer,
         targets: SceneTargets | None = None,
     ) -> None:
-        assert targets is None or targets.scene_ids == features.scene_ids
         self.config, self.features, self.targets = config, features, targets
         self.items, self.start_id = items, tokenizer.bos_id
         self.scene_ids = list(items)
         self.rows = features.rows(self.scene_ids)
+        places = [] if targets is None else targets.rows(self.scene_ids)
+        # By row of the features: the scene's row of the targets.
+        self._targets_at = dict(zip(self.rows, places, strict=False))
         self.words = (
             Words.of(word_tokens(CATEGORIES, tokenizer)),
             Words.of(word_tokens(COLOURS, tokenizer)),
@@ -161,7 +165,9 @@ class Batches:
         items = self.items[self.scene_ids[index]]
         rng = np.random.default_rng([config.train.seed, step, index])
         if not any(item.question.family in FAMILIES for item in items):
-            return list(items[: config.questions_per_scene])  # a capture: nothing to balance
+            # A capture: nothing to balance, but every question has its turn.
+            count = min(config.questions_per_scene, len(items))
+            return [items[i] for i in sorted(rng.choice(len(items), count, replace=False))]
         chosen = choose_questions(
             [item.question for item in items],
             count=config.questions_per_scene,
@@ -186,22 +192,19 @@ class Batches:
         packed = stack_rows(
             [pack_questions(row, prefix_length=prefix, **layout) for row in pairs], multiple_of=32
         )
-        at, boxes, away = [], [], []
-        begins, kinds, numbers = [], [], []
+        named = Named()
         for number, (row, asked) in enumerate(zip(rows, items, strict=True)):
             if not self.config.vision:
                 break
             for start, item in zip(question_places(pairs[number], **layout), asked, strict=True):
-                table = self.features.objects[row]
-                said = self.mentions[item.question.question_id]
-                things = [thing for _, thing in said]
-                at += [(number, start + place) for place, _ in said]
-                boxes += [table[thing, 2:8] for thing in things]
-                away += apart(table, things)
-                if (decides := measured(item.question)) is not None:
-                    begins.append((number, start + self._steps_to_answer(item)))
-                    kinds.append(decides[0])
-                    numbers.append(decides[1])
+                named.add(
+                    number,
+                    item.question,
+                    self.mentions[item.question.question_id],
+                    self.features.objects[row],
+                    start=start,
+                    answer=self._steps_to_answer(item),
+                )
         # Where nothing is known of a scene, no cell is nameless either: nothing is labelled.
         known = self.features.objects[rows][:, :, 0].any(axis=1) & self.config.vision
         cells = self.features.cells[rows].astype(np.int64).reshape(len(rows), -1)
@@ -217,17 +220,12 @@ class Batches:
             packed=packed,
             cell_names=torch.from_numpy(shown.astype(np.int64)).unflatten(1, (views, -1)),
             name_words=self.words,
-            mention_at=torch.tensor(at, dtype=torch.long).reshape(-1, 2),
-            mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
-            mention_apart=torch.tensor(away, dtype=torch.float32).reshape(-1, 2),
-            measure_at=torch.tensor(begins, dtype=torch.long).reshape(-1, 2),
-            measure_kind=torch.tensor(kinds, dtype=torch.long),
-            measure=torch.tensor(numbers, dtype=torch.float32).reshape(-1, 2),
             scene=self.scene(rows),
             photos=None
             if self.features.photos is None
             else torch.from_numpy(np.asarray(self.features.photos[rows])),
-            **_logits([item.label for row in items for item in row]),
+            **named.arrays(),
+            **_logits([item for row in items for item in row]),
         )
 
     def _steps_to_answer(self, item: Item) -> int:
@@ -241,21 +239,29 @@ class Batches:
             return None
         return scene_labels(
             self.targets,
-            rows,
+            [self._targets_at[row] for row in rows],
             self.features.cells[rows],
             self.config.losses,
             queries=self.config.student.detection_queries,
         )
 
 
-def _logits(labels: Sequence[TeacherLabel]) -> dict[str, Tensor | None]:
+def _logits(items: Sequence[Item]) -> dict[str, Any]:
     """The teacher's logits end to end, in the order of the answer tokens of the rows."""
-    names = ("topk_ids", "topk_logits", "logsumexp")
-    if any(label.topk_ids is None for label in labels):
-        return dict.fromkeys(names)
-    arrays = {name: np.concatenate([getattr(label, name) for label in labels]) for name in names}
-    return {
-        "topk_ids": torch.from_numpy(arrays["topk_ids"].astype(np.int64)),
-        "topk_logits": torch.from_numpy(arrays["topk_logits"].astype(np.float32)),
-        "logsumexp": torch.from_numpy(arrays["logsumexp"].astype(np.float32)),
-    }
+    dtypes = {"topk_ids": np.int64, "topk_logits": np.float32, "logsumexp": np.float32}
+    given = [item for item in items if item.label.topk_ids is not None]
+    if not given:
+        return dict.fromkeys(dtypes)
+    tokens = sum(len(item.answer_ids) for item in items)
+    has = np.zeros(tokens, dtype=bool)
+    found: dict[str, Any] = {}
+    for name, dtype in dtypes.items():
+        array = np.zeros((tokens, *getattr(given[0].label, name).shape[1:]), dtype)
+        start = 0
+        for item in items:
+            here = slice(start, start + len(item.answer_ids))
+            if item.label.topk_ids is not None:
+                array[here], has[here] = getattr(item.label, name), True
+            start = here.stop
+        found[name] = torch.from_numpy(array)
+    return found | {"has_logits": None if has.all() else torch.from_numpy(has)}

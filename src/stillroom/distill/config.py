@@ -70,6 +70,10 @@ class StudentSizes:
             )
 
 
+#: Terms whose heads read the language model's states behind the slots, and so reach these.
+BEHIND_SLOTS = ("grounding", "apart", "measure")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlotConfig:
     """The latent thinking slots."""
@@ -80,6 +84,9 @@ class SlotConfig:
     count: int = 8
     # Before the question (the paper) or after it.
     position: Literal["before", "after"] = "before"
+    # What they learn from: the answer (the term text) alone, as Hidden CoT has it, or every term
+    # that reaches them.
+    supervision: Literal["answer", "extra"] = "answer"
 
     @property
     def used(self) -> int:
@@ -245,8 +252,22 @@ class DistillConfig:
     # At most so many validation scenes per evaluation.
     validation_scenes: int = 100
 
+    @property
+    def shelters_slots(self) -> bool:
+        """Whether slots learn from the answer alone while other terms that are on reach them."""
+        trained = self.slots.used > 0 and self.slots.kind != "frozen_random"
+        others = set(self.losses.terms) & set(BEHIND_SLOTS)
+        return trained and self.slots.supervision == "answer" and bool(others)
+
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a sentence."""
+        if self.shelters_slots and self.train.parallel == "fsdp":
+            raise BadInputError(
+                "slots that learn from the answer alone beside "
+                f"{', '.join(name for name in BEHIND_SLOTS if name in self.losses.terms)} need two "
+                "ways back through the model, for which fsdp does not keep it; take "
+                "--train.parallel ddp, --slots.supervision extra or turn these terms off"
+            )
         if self.questions_per_scene < 1:
             raise BadInputError(
                 f"questions_per_scene must be at least 1, got {self.questions_per_scene}"
@@ -254,6 +275,16 @@ class DistillConfig:
         if self.lora.rank and not (self.language_model or self.start_from):
             raise BadInputError(
                 "lora needs a pretrained language_model to update; name one, or set lora.rank 0"
+            )
+        if self.lora.rank and self.lora.dropout and self.train.workers > 1:
+            raise BadInputError(
+                f"lora.dropout {self.lora.dropout} is drawn at random, and train.workers "
+                f"{self.train.workers} would draw from one generator in no fixed order; set "
+                "--train.workers 1 or --lora.dropout 0"
+            )
+        if self.validation_scenes < 1:
+            raise BadInputError(
+                f"validation_scenes must be at least 1, got {self.validation_scenes}"
             )
         for name in ("description_share", "other_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:

@@ -1,13 +1,11 @@
-"""The frozen encoder's view of every scene, computed once and memory-mapped from then on."""
+"""The frozen encoder's view of every scene, computed once and memory-mapped from then on.
+
+Runs that share a folder share the scenes that they have in common, whatever else each reads.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,18 +16,15 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from stillroom.distill.pretrain_batches import cell_objects
+from stillroom.distill.scene_pack import Progress, packed
 from stillroom.geometry.poses import view0_from_world
 from stillroom.records import BadInputError, Scene, View, content_hash
 from stillroom.scenes.pixels import MOST_OBJECTS, object_table
-from stillroom.scenes.store import SceneStore, write_atomically
+from stillroom.scenes.store import SceneStore
 
 if TYPE_CHECKING:
     from stillroom.students.model import StillroomStudent
     from stillroom.students.processor import StillroomProcessor
-
-logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int], None]
 
 #: Share of a cell that an object must cover to be the cell's.
 SMALLEST_COVER = 0.2
@@ -39,7 +34,10 @@ SCENES_PER_PASS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureCache:
-    """Arrays over the scenes of ``scene_ids``, in that order, pooled to the connector's grid."""
+    """Arrays over the scenes of ``scene_ids``, in that order, pooled to the connector's grid.
+
+    Those may be more than were asked for: ``rows`` tells where a scene is.
+    """
 
     scene_ids: tuple[str, ...]
     # Patch tokens of the round that the connector reads.
@@ -62,9 +60,6 @@ class FeatureCache:
         return [place[scene_id] for scene_id in scene_ids]
 
 
-_ARRAYS = ("tokens", "own_depth", "true_depth", "cells", "objects")
-
-
 def cache_features(
     student: StillroomStudent,
     processor: StillroomProcessor,
@@ -78,9 +73,10 @@ def cache_features(
 ) -> FeatureCache:
     """Run the encoder over scenes once and keep what the connector reads, in half precision.
 
-    ``encoder`` names the encoder's revision: another encoder, another cache; so does whatever
-    else shapes the features. Killed at any moment, the next call goes on behind the last scenes
-    that were done. Of two processes that want the same cache one makes it and the other waits.
+    ``encoder`` names the encoder's revision. A scene (its id names its content) is read anew for
+    another one, and for whatever else shapes the features, but not for another list of scenes.
+    Killed at any moment, the next call goes on behind the last scenes that were done; several
+    calls at once share the work.
 
     Raises:
         BadInputError: scenes that differ in their number of views.
@@ -94,35 +90,16 @@ def cache_features(
         str(processor.image_size),
         str(processor.max_views),
     ]
-    names = list(_ARRAYS)
     if settings.train_depth_head:
-        names.append("photos")
         shaped_by.append("photos")
-    home = folder / f"features-{content_hash([*shaped_by, *scene_ids])}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone(home.with_name(f".{home.name}.lock")):
-        if not home.exists():
-            partial = home.with_name(f".{home.name}.partial")
-            partial.mkdir(exist_ok=True)
-            read = _Reader(student, processor, store, precision)
-            _fill(read, scene_ids, partial, progress)
-            (partial / "index.json").write_text(json.dumps({"scene_ids": list(scene_ids)}))
-            os.replace(partial, home)
-    index = json.loads((home / "index.json").read_text())
-    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
-    return FeatureCache(scene_ids=tuple(index["scene_ids"]), **arrays)
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for, and that a killed one lets go."""
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another run makes %s; waiting for it", lock.parent)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    pack = packed(
+        folder / f"features-{content_hash(shaped_by)}",
+        scene_ids,
+        _Reader(student, processor, store, precision).read,
+        at_once=SCENES_PER_PASS,
+        progress=progress,
+    )
+    return FeatureCache(scene_ids=pack.scene_ids, **pack.arrays)
 
 
 @dataclass(frozen=True)
@@ -153,8 +130,8 @@ class _Reader:
         values = {
             "tokens": features.tokens,
             "own_depth": features.depth,
-            "true_depth": torch.stack([_true_depth(scene, processor, grid) for scene in scenes]),
-            "cells": torch.stack([_cells(scene, processor, grid) for scene in scenes]),
+            "true_depth": torch.stack([cell_depth(scene, processor, grid) for scene in scenes]),
+            "cells": torch.stack([cell_ids(scene, processor, grid) for scene in scenes]),
             "objects": torch.from_numpy(np.stack([_objects(scene) for scene in scenes])),
         }
         read = {name: value.to("cpu", torch.float16).numpy() for name, value in values.items()}
@@ -163,37 +140,8 @@ class _Reader:
         return read
 
 
-def _fill(reader: _Reader, scene_ids: Sequence[str], home: Path, progress: Progress | None) -> None:
-    """Read all scenes into the arrays of ``home``, from where an earlier call was stopped."""
-    done_file = home / "done.json"
-    done = json.loads(done_file.read_text()) if done_file.exists() else 0
-    arrays: dict[str, np.memmap] = {}
-    if done:
-        arrays = {file.stem: np.load(file, mmap_mode="r+") for file in home.glob("*.npy")}
-    for start in range(done, len(scene_ids), SCENES_PER_PASS):
-        chosen = scene_ids[start : start + SCENES_PER_PASS]
-        for name, array in reader.read(chosen).items():
-            if name not in arrays:
-                arrays[name] = np.lib.format.open_memmap(
-                    home / f"{name}.npy",
-                    mode="w+",
-                    dtype=array.dtype,
-                    shape=(len(scene_ids), *array.shape[1:]),
-                )
-            if arrays[name].shape[1:] != array.shape[1:]:
-                raise BadInputError(
-                    f"scenes from {chosen[0]} on have {name} of shape {array.shape[1:]}, "
-                    f"those before {arrays[name].shape[1:]}; distil on scenes of one kind"
-                )
-            arrays[name][start : start + len(chosen)] = array
-            arrays[name].flush()
-        # Only what has reached the file counts as done.
-        write_atomically(done_file, json.dumps(start + len(chosen)).encode())
-        if progress is not None:
-            progress(start + len(chosen), len(scene_ids))
-
-
-def _cells(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:
+def cell_ids(scene: Scene, processor: StillroomProcessor, grid: int) -> Int[Tensor, "v grid grid"]:
+    """object_id of what each cell of the encoder's crop shows; 0 for walls, floor, the unknown."""
     shown = [
         np.zeros(view.rgb.shape[:2], np.float32)
         if view.instances is None
@@ -211,7 +159,7 @@ def _objects(scene: Scene) -> Float[np.ndarray, "m 8"]:
     return object_table(scene, view0_from_world(first, scene.floor_z))
 
 
-def _true_depth(
+def cell_depth(
     scene: Scene, processor: StillroomProcessor, grid: int
 ) -> Float[Tensor, "v grid grid"]:
     """Mean measured depth per cell, in the crop that the encoder sees; 0 where unmeasured."""

@@ -15,8 +15,8 @@ from stillroom.training.runlog import read_log
 def scenes_without(batches: Batches) -> dict[str, list[int]]:
     """By term that is on: the scenes, by number in ``scene_ids``, that have no label for it.
 
-    Of a term of several parts, those that have none for any. Text has labels everywhere; whether a
-    question names a known thing (``grounding``) is asked of all questions of the scene.
+    Of a term of several parts, those that have none for any. Whether a question has an answer
+    (``text``) or names a known thing (``grounding``) is asked of all questions of the scene.
     """
     losses = batches.config.losses
     found: dict[str, list[int]] = {name: [] for name in losses.terms}
@@ -47,7 +47,7 @@ def _counts(batches: Batches, number: int) -> dict[str, float]:
     asked = batches.items[batches.scene_ids[number]]
     named = any(batches.mentions[item.question.question_id] for item in asked)
     return {
-        "text": 1.0,
+        "text": float(any(item.answer_ids for item in asked)),
         **dict.fromkeys(
             (*DEPTH_TERMS, "depth_map"), float(sees and (features.true_depth[row] > 0).any())
         ),

@@ -96,17 +96,28 @@ def text_loss(
     *,
     kl_alpha: float,
     temperature: float,
+    has_logits: Bool[Tensor, "*p"] | None = None,
 ) -> Float[Tensor, "*p"]:
     """Cross-entropy with the teacher's answer plus ``kl_alpha`` times its top-k KL, in nats.
 
-    Without stored logits (None) the cross-entropy alone. Student and teacher share a tokenizer.
+    Without stored logits (None), or where ``has_logits`` is false, the cross-entropy alone; what
+    stands there instead is not looked at. Student and teacher share a tokenizer.
     """
     loss = answer_cross_entropy(student_logits, labels)
     if topk_ids is None or topk_logits is None or logsumexp is None or kl_alpha == 0:
         return loss
-    return loss + kl_alpha * topk_forward_kl(
-        student_logits, topk_ids, topk_logits, logsumexp, temperature=temperature
+    if has_logits is None:
+        return loss + kl_alpha * topk_forward_kl(
+            student_logits, topk_ids, topk_logits, logsumexp, temperature=temperature
+        )
+    kl = topk_forward_kl(
+        student_logits[has_logits],
+        topk_ids[has_logits],
+        topk_logits[has_logits],
+        logsumexp[has_logits],
+        temperature=temperature,
     )
+    return loss + kl_alpha * torch.zeros_like(loss).masked_scatter(has_logits, kl)
 
 
 def depth_bin(depth: Float[Tensor, "*p"], edges: Float[Tensor, "edges"]) -> Int[Tensor, "*p"]:
@@ -153,7 +164,7 @@ def depth_kl(
 ) -> Float[Tensor, "*p"]:
     """KL(target || student) over the depth bins at every position, in nats.
 
-    The target is a teacher's distribution or ``soft_depth_bins`` of measured depth.
+    The target is ``soft_depth_bins`` of measured depth: no teacher here tells a distribution.
     """
     logprobs = F.log_softmax(widened(bin_logits), dim=-1)
     return F.kl_div(logprobs, widened(target_probs), reduction="none").sum(dim=-1)

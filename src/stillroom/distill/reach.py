@@ -11,33 +11,48 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from stillroom.distill.batches import Batch
-from stillroom.distill.config import LossConfig
+from stillroom.distill.config import BEHIND_SLOTS, DistillConfig, LossConfig
 from stillroom.distill.step import count_labelled, distill_step
 from stillroom.records import BadInputError
 from stillroom.students.model import StillroomStudent
+from stillroom.training.handed import Sheltered
 
 #: Parts of a student that an answer is made from; of the encoder, what is trained.
 ANSWER_PATH = ("connector", "slots", "language_model", "encoder")
 
 
+def sheltered_slots(student: StillroomStudent, config: DistillConfig) -> Sheltered | None:
+    """The slots, where they learn from the answer alone while other terms reach them."""
+    if not config.shelters_slots:
+        return None
+    return Sheltered(
+        parameters=tuple(student.slots.parameters()),
+        terms=frozenset({"text"}),
+        others=frozenset(BEHIND_SLOTS),
+    )
+
+
 def term_reach(
-    student: StillroomStudent, batch: Batch, config: LossConfig
+    student: StillroomStudent, batch: Batch, config: DistillConfig
 ) -> dict[str, tuple[str, ...]]:
-    """Per term (or part of one) that is labelled in the batch: the answer path's parameters whose
-    gradient is not zero, by name. Frozen ones are never reached."""
+    """Per term (or part of one) that is labelled in the batch: the answer path's parameters that
+    it gives a gradient that is not zero, by name. Frozen ones are never reached."""
     named = [
         (name, parameter)
         for name, parameter in student.named_parameters()
         if name.split(".")[0] in ANSWER_PATH and parameter.requires_grad
     ]
     counts = count_labelled(batch)
+    kept_out = BEHIND_SLOTS if config.shelters_slots else ()
     with torch.enable_grad():
-        terms = distill_step(student, batch, config).terms
+        terms = distill_step(student, batch, config.losses).terms
         return {
             term: tuple(
                 name
                 for (name, _), gradient in zip(named, _gradients(value, named), strict=True)
-                if gradient is not None and bool((gradient != 0).any())
+                if gradient is not None
+                and bool((gradient != 0).any())
+                and not (term in kept_out and name.startswith("slots."))
             )
             for term, value in terms.items()
             if counts[term] > 0

@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float32
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -22,18 +20,18 @@ from stillroom.distill.config import DistillConfig, LossConfig
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.lacking import scenes_without, steps_without
 from stillroom.distill.lora import merged_state
+from stillroom.distill.own_depth import ScaledDepth
 from stillroom.distill.provenance import provenance
-from stillroom.distill.reach import require_reach, term_reach
+from stillroom.distill.reach import require_reach, sheltered_slots, term_reach
 from stillroom.distill.step import count_labelled, distill_step, tokens_right
 from stillroom.distill.targets import (
-    OwnDepth,
     SceneTargets,
     Teacher,
     cache_targets,
     find_teacher,
 )
 from stillroom.distill.weighting import make_weighting
-from stillroom.records import BadInputError, Scene, TeacherLabel, content_hash
+from stillroom.records import BadInputError, TeacherLabel, content_hash
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
@@ -89,6 +87,7 @@ def distill(
         config=config.train,
         model=student,
         weighting=make_weighting(losses),
+        sheltered=sheltered_slots(student, config),
         step=lambda batch: distill_step(student, batch, losses),
         count=count_labelled,
         batch_at=ready.training.at,
@@ -159,8 +158,7 @@ def _prepare(
     revision = _digest(student.encoder)
     settings = {
         "verb": "distill",
-        # Where the features lie changes nothing of them.
-        "config": asdict(replace(config, features="")),
+        "config": _fingerprint(config),
         "encoder": revision,
         "start": _digest(student.language_model),
         "labels": taught.settings,
@@ -179,7 +177,9 @@ def _prepare(
         encoder=revision,
         precision=config.encoder_precision,
     )
-    own_depth = (revision, _own_depth(student, processor)) if losses.pairs_from == "own" else None
+    own_depth = None
+    if losses.pairs_from == "own":
+        own_depth = (f"{revision} in metres", ScaledDepth(student, processor, encoder))
     targets = cache_targets(
         store,
         every,
@@ -194,9 +194,11 @@ def _prepare(
         _batches(config, features, targets, store, taught, ids[name], processor, by_text=by_text)
         for name in ("train", "val")
     )
+    for split, batches in ((config.train_split, training), (config.validation_split, held_out)):
+        _require_answers(batches, split, taught)
     if processes.main and run.finished is None:
         with computing_in(config.train.precision, processes.device):
-            _check_terms(student, training, losses)
+            _check_terms(student, training, config)
     return _Ready(
         student=student,
         processor=processor,
@@ -205,6 +207,16 @@ def _prepare(
         held_out=held_out,
         finished=run.finished is not None,
     )
+
+
+def _fingerprint(config: DistillConfig) -> dict[str, Any]:
+    """All of a config that shapes a run."""
+    # Where the features lie changes nothing of them.
+    found = asdict(replace(config, features=""))
+    if not config.shelters_slots:
+        # Either word then means what slots did before there was one: begun runs go on.
+        del found["slots"]["supervision"]
+    return found
 
 
 def save_student(student: StillroomStudent, processor: StillroomProcessor, folder: Path) -> None:
@@ -295,7 +307,18 @@ def _batches(
     return Batches(config, features, items, prompts=prompts, tokenizer=tokenizer, targets=targets)
 
 
-def _check_terms(student: StillroomStudent, training: Batches, losses: LossConfig) -> None:
+def _require_answers(batches: Batches, split: str, labels: LabelStore) -> None:
+    """Raise BadInputError unless an answer of the split has a token to be learnt or measured."""
+    answers = [item.answer_ids for asked in batches.items.values() for item in asked]
+    if not any(answers):
+        raise BadInputError(
+            f"all {len(answers)} answers that {labels.path} holds for the split {split!r} are "
+            "empty, without even an end: nothing can be learnt from them or measured by them; "
+            "label again, or name another split"
+        )
+
+
+def _check_terms(student: StillroomStudent, training: Batches, config: DistillConfig) -> None:
     """Say once which terms lack labels where; refuse one that cannot reach an answer."""
     without = scenes_without(training)
     _say("scenes", {name: (len(rows), len(training.rows)) for name, rows in without.items()})
@@ -303,30 +326,13 @@ def _check_terms(student: StillroomStudent, training: Batches, losses: LossConfi
     rows = set(range(len(training.rows)))
     shown = {min(rows.difference(lack), default=0) for lack in without.values()}
     batch = moved(training.sample(sorted(shown)), student.device)
-    require_reach(term_reach(student, batch, losses), losses)
+    require_reach(term_reach(student, batch, config), config.losses)
 
 
 def _say(what: str, without: Mapping[str, tuple[int, int]]) -> None:
     lacking = [f"{name} {some} of {every}" for name, (some, every) in without.items() if some]
     if lacking:
         logger.info("%s without labels, where the term is off: %s", what, ", ".join(lacking))
-
-
-def _own_depth(student: StillroomStudent, processor: StillroomProcessor) -> OwnDepth:
-    """The encoder's depth [m] of a scene's pictures."""
-
-    @torch.no_grad()
-    def depth_of(scene: Scene) -> Float32[np.ndarray, "v s s"]:
-        photos = torch.from_numpy(processor.images([view.rgb for view in scene.views]))
-        found = student.features(photos[None].to(student.device)).depth_map
-        if found is None:
-            raise BadInputError(
-                "losses.pairs_from own needs an encoder with a depth head; take measured"
-            )
-        depth: np.ndarray = found[0].float().cpu().numpy()
-        return depth
-
-    return depth_of
 
 
 def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -> dict[str, float]:
@@ -343,7 +349,8 @@ def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -
         rows = batches.rows[start : start + SCENES_PER_EVALUATION]
         asked = [batches.items[scene_id] for scene_id in chosen]
         batch = moved(batches.batch(rows, asked), student.device)
-        answers = [(item.question.family, len(item.answer_ids)) for row in asked for item in row]
+        said = [item for row in asked for item in row if item.answer_ids]
+        answers = [(item.question.family, len(item.answer_ids)) for item in said]
         scores.add_right(tokens_right(student, batch), answers)
         found = distill_step(student, batch, losses)
         for name, total in {**found.terms, **found.metrics}.items():

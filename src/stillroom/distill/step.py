@@ -52,6 +52,7 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
         batch.logsumexp,
         kl_alpha=config.kl_alpha,
         temperature=config.temperature,
+        has_logits=batch.has_logits,
     )
     terms = {"text": text.sum()}
     bin_logits = student.depth_bins(cells) if config.depth or config.multi_view else None
@@ -107,6 +108,8 @@ def count_labelled(batch: Batch) -> dict[str, float]:
     return {
         "text": answers,
         "answer_ce": answers,
+        # Of the answer tokens, those that come with the teacher's logits.
+        "topk_kl": _with_logits(batch),
         **dict.fromkeys(DEPTH_TERMS, cells),
         "depth_map": cells,
         "naming": naming_weight(batch.cell_names[..., 0]),
@@ -115,6 +118,12 @@ def count_labelled(batch: Batch) -> dict[str, float]:
         "measure": float(batch.measure.isfinite().sum()),
         **({} if batch.scene is None else label_counts(batch.scene)),
     }
+
+
+def _with_logits(batch: Batch) -> float:
+    if batch.topk_ids is None:
+        return 0.0
+    return float(len(batch.topk_ids) if batch.has_logits is None else batch.has_logits.sum())
 
 
 def _depth_terms(

@@ -7,8 +7,6 @@ student's grid; only what the losses that are on ask for. A few kilobytes a scen
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int16
 
 from stillroom.distill.config import LossConfig
-from stillroom.distill.features import alone
 from stillroom.distill.resample import by_patches, by_points
+from stillroom.distill.scene_pack import Progress, packed
 from stillroom.geometry.correspond import cell_points, correspond
 from stillroom.geometry.poses import is_rigid, transform, view0_from_world, yaw_of
 from stillroom.records import BadInputError, Scene, SceneFeatures, View, content_hash
@@ -31,11 +29,12 @@ from stillroom.students.detector import box_numbers
 if TYPE_CHECKING:
     from stillroom.students.processor import StillroomProcessor
 
-Progress = Callable[[int, int], None]
 OwnDepth = Callable[[Scene], Float32[np.ndarray, "v s s"]]
 
 #: Pixels, over all views, below which a thing is too little in sight to be asked for.
 LEAST_PIXELS = 16
+#: Scenes whose targets are written together.
+SCENES_AT_ONCE = 32
 #: Smallest edge of a box [m]: its logarithm is learnt.
 _LEAST_EDGE = 0.01
 
@@ -76,6 +75,11 @@ class SceneTargets:
     features_known: Bool[np.ndarray, "n v c"] | None = None
     # Edge of the pictures, in pixels.
     image_size: int = 0
+
+    def rows(self, scene_ids: Sequence[str]) -> list[int]:
+        """Rows of scenes, in their order."""
+        place = {scene_id: row for row, scene_id in enumerate(self.scene_ids)}
+        return [place[scene_id] for scene_id in scene_ids]
 
 
 def wanted(losses: LossConfig, teacher: Teacher | None) -> tuple[str, ...]:
@@ -122,9 +126,8 @@ def cache_targets(
     own_depth: tuple[str, OwnDepth] | None = None,
     progress: Progress | None = None,
 ) -> SceneTargets | None:
-    """Targets of scenes, made once in ``folder``; None where no loss asks for any.
-
-    Of two processes that want the same one makes them and the other waits.
+    """Targets of scenes and maybe of others, each made once in ``folder``; None where no loss asks
+    for any.
 
     ``own_depth`` (a name and a function) takes the place of measured depth where cells are brought
     together.
@@ -138,57 +141,36 @@ def cache_targets(
     what = [*names, str(grid), str(processor.image_size), str(processor.max_views)]
     what += ["" if teacher is None else teacher.identity]
     what += ["measured" if own_depth is None else own_depth[0]]
-    home = folder / f"targets-{content_hash([*what, *scene_ids])}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with alone(home.with_name(f".{home.name}.lock")):
-        if not home.exists():
-            partial = home.with_name(f".{home.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            depth = None if own_depth is None else own_depth[1]
-            maker = _Maker(processor, grid, names, teacher, depth)
-            _fill(store, scene_ids, partial, maker, progress)
-            os.replace(partial, home)
-    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in names}
-    return SceneTargets(scene_ids=tuple(scene_ids), image_size=processor.image_size, **arrays)
-
-
-def _fill(
-    store: SceneStore,
-    scene_ids: Sequence[str],
-    home: Path,
-    maker: _Maker,
-    progress: Progress | None,
-) -> None:
-    arrays: dict[str, np.memmap] = {}
-    for row, scene_id in enumerate(scene_ids):
-        for name, value in maker.targets(store.scene(scene_id)).items():
-            if name not in arrays:
-                arrays[name] = np.lib.format.open_memmap(
-                    home / f"{name}.npy",
-                    mode="w+",
-                    dtype=value.dtype,
-                    shape=(len(scene_ids), *value.shape),
-                )
-            if arrays[name].shape[1:] != value.shape:
-                raise BadInputError(
-                    f"scene {scene_id} has {name} of shape {value.shape}, the scenes before it "
-                    f"{arrays[name].shape[1:]}; distil on scenes of one kind"
-                )
-            arrays[name][row] = value
-        if progress is not None:
-            progress(row + 1, len(scene_ids))
-    for array in arrays.values():
-        array.flush()
+    depth = None if own_depth is None else own_depth[1]
+    maker = _Maker(store, processor, grid, names, teacher, depth)
+    pack = packed(
+        folder / f"targets-{content_hash(what)}",
+        scene_ids,
+        maker.together,
+        at_once=SCENES_AT_ONCE,
+        progress=progress,
+    )
+    return SceneTargets(scene_ids=pack.scene_ids, image_size=processor.image_size, **pack.arrays)
 
 
 @dataclass(frozen=True)
 class _Maker:
+    store: SceneStore
     processor: StillroomProcessor
     grid: int
     names: tuple[str, ...]
     teacher: Teacher | None
     own_depth: OwnDepth | None
+
+    def together(self, scene_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """The arrays of several scenes, a row each."""
+        rows = [self.targets(self.store.scene(scene_id)) for scene_id in scene_ids]
+        if len({tuple(row[name].shape for name in self.names) for row in rows}) > 1:
+            raise BadInputError(
+                f"scenes {scene_ids[0]} to {scene_ids[-1]} have several numbers of views; distil "
+                "on scenes of one kind"
+            )
+        return {name: np.stack([row[name] for row in rows]) for name in self.names}
 
     def targets(self, scene: Scene) -> dict[str, np.ndarray]:
         """The arrays of one scene."""
@@ -283,11 +265,8 @@ def posed_depth(
 
     A view without a pose, intrinsics or depth has depth 0 everywhere: it corresponds to nothing.
     """
-    if own_depth is None:
-        maps = [np.where(view.depth_valid, _depth_of(view), 0.0) for view in scene.views]
-        depth = processor.depth(maps).astype(np.float64)
-    else:
-        depth = own_depth(scene).astype(np.float64)
+    found = measured_depth(scene, processor) if own_depth is None else own_depth(scene)
+    depth = found.astype(np.float64)
     views = processor.chosen(len(scene.views))
     intrinsics = np.tile(np.eye(3), (len(views), 1, 1))
     c2w = np.tile(np.eye(4), (len(views), 1, 1))
@@ -300,6 +279,12 @@ def posed_depth(
         intrinsics[place] = processor.intrinsics(matrix, (view.rgb.shape[0], view.rgb.shape[1]))
         c2w[place] = pose
     return depth, intrinsics, c2w
+
+
+def measured_depth(scene: Scene, processor: StillroomProcessor) -> Float32[np.ndarray, "v s s"]:
+    """Measured depth [m] of the pictures as the student sees them, 0 where there is none."""
+    maps = [np.where(view.depth_valid, _depth_of(view), 0.0) for view in scene.views]
+    return processor.depth(maps)
 
 
 def _depth_of(view: View) -> np.ndarray:

@@ -84,10 +84,10 @@ def decoder_states(
     cache: DynamicCache | None = None,
 ) -> Float[Tensor, "b q d"]:
     """Last hidden states (after the final norm) of new positions; ``cache`` grows by them."""
-    return _all_states(lm, embeds, mask=mask, position=position, cache=cache).last_hidden_state
+    return all_states(lm, embeds, mask=mask, position=position, cache=cache).last_hidden_state
 
 
-def _all_states(
+def all_states(
     lm: PreTrainedModel,
     embeds: Float[Tensor, "b q d"],
     *,
@@ -95,7 +95,10 @@ def _all_states(
     position: Tensor,
     cache: DynamicCache | None,
     every_layer: bool = False,
+    attentions: bool = False,
 ) -> Any:
+    """What the decoder itself returns: ``last_hidden_state``, and ``hidden_states`` of every layer
+    or ``attentions`` (of eager attention alone) where they are asked for."""
     return lm.base_model(
         inputs_embeds=embeds,
         attention_mask=for_attention(lm, mask, embeds.dtype),
@@ -103,6 +106,7 @@ def _all_states(
         past_key_values=cache,
         use_cache=cache is not None,
         output_hidden_states=every_layer,
+        **({"output_attentions": True} if attentions else {}),
     )
 
 
@@ -138,7 +142,7 @@ def read_packed(
     if visibility == "full_prefix" or packed.groups is None:
         mask = attention_mask(*layout, visibility=visibility)
         embeds = torch.cat([vision, text], dim=1)
-        whole = _all_states(
+        whole = all_states(
             lm,
             embeds,
             mask=mask,
@@ -153,7 +157,7 @@ def read_packed(
         )
     cache = _KeptPrefix()
     seen = attention_mask(*(values[:, :n] for values in layout), visibility=visibility)
-    scene = _all_states(
+    scene = all_states(
         lm,
         vision,
         mask=seen,
@@ -168,7 +172,7 @@ def read_packed(
         for values, part in zip(layout, _grouped(packed), strict=True)
     )
     mask = attention_mask(kind, segment, position, visibility=visibility, query_start=n)
-    questions = _all_states(
+    questions = all_states(
         lm,
         _take(F.pad(text, (0, 0, 0, 1)), index).view(rows * groups, length, -1),
         mask=mask,

@@ -67,11 +67,24 @@ class Resampler:
         score = float(np.mean(scores))
         if len(np.unique(where)) < 2:
             return Estimate(score=score, low=0.0, high=1.0, n=len(scores))
-        count = self._drawn(np.ones(len(scores)), where)
-        drawn = count > 0
-        means = self._drawn(scores, where)[drawn] / count[drawn]
-        low, high = np.percentile(means, _LEVELS)
-        return Estimate(score=score, low=float(low), high=float(high), n=len(scores))
+        low, high = interval_of(self.draws(scores, scene_ids))
+        assert low is not None
+        assert high is not None
+        return Estimate(score=score, low=low, high=high, n=len(scores))
+
+    def draws(
+        self,
+        scores: Float[np.ndarray, "n"],
+        scene_ids: Sequence[str],
+        weights: Float[np.ndarray, "n"] | None = None,
+    ) -> Float[np.ndarray, "draws"]:
+        """Mean of the items, weighed if asked, in every draw; NaN where none of them was drawn."""
+        where = self._index(scores, scene_ids)
+        weights = np.ones(len(scores)) if weights is None else weights
+        count = self._drawn(weights, where)
+        with np.errstate(invalid="ignore"):
+            means: Float[np.ndarray, "draws"] = self._drawn(scores * weights, where) / count
+        return means
 
     def ratio(
         self,

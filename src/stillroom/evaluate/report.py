@@ -6,7 +6,7 @@ whose material is missing are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.evaluate import report_sections as part
 from stillroom.evaluate import report_tables as tables
 from stillroom.evaluate.items import ItemStore
+from stillroom.evaluate.report_cases import cases_section
 from stillroom.evaluate.report_tables import interval, percent
 from stillroom.evaluate.suites.report import html_table
 from stillroom.records import Answerer
@@ -45,25 +46,38 @@ def write_report(
         ("text", "Descriptions", part.text_section(results)),
         ("training", "Training", part.training_section(log)),
         ("answers", "Questions and answers", part.answers_section(items, store)),
+        ("cases", "Best, median and worst", _cases(results, items, store)),
         ("depth", "Depth", part.depth_section(results, items, store, ItemStore(out), student)),
         ("capture", "A real capture", part.capture_section(capture)),
         ("making", "How this was made", tables.meta_table(results["meta"])),
     ]
-    present = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in present)
-    body = "".join(f'<h2 id="{key}">{title}</h2>{text}' for key, title, text in present)
-    style = Path(__file__).with_name("report.css").read_text()
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>stillroom: {escape(_title(results))}</title><style>{style}</style></head><body>"
-        f'<main><div class="brand">stillroom</div><h1>{escape(_title(results))}</h1>'
-        f'<p class="lead">{_lead(results)}</p>{_tiles(results)}<nav>{links}</nav>{body}'
-        "</main></body></html>\n"
-    )
+    page = html_page(_title(results), _lead(results), sections, tiles=_tiles(results))
     path = out / "report.html"
     write_atomically(path, page.encode())
     return path
+
+
+def _cases(results: Mapping[str, Any], items: part.Items, store: SceneStore | None) -> str:
+    student, teacher = (items.rows.get(name, {}) for name in ("student", "teacher"))
+    return cases_section(results, student, teacher, store) if teacher else ""
+
+
+def html_page(
+    title: str, lead: str, sections: Sequence[tuple[str, str, str]], *, tiles: str = ""
+) -> str:
+    """A page that opens anywhere, of sections (key, title, HTML); empty ones are left out."""
+    present = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in present)
+    body = "".join(f'<h2 id="{key}">{name}</h2>{text}' for key, name, text in present)
+    style = Path(__file__).with_name("report.css").read_text()
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>stillroom: {escape(title)}</title><style>{style}</style></head><body>"
+        f'<main><div class="brand">stillroom</div><h1>{escape(title)}</h1>'
+        f'<p class="lead">{lead}</p>{tiles}<nav>{links}</nav>{body}'
+        "</main></body></html>\n"
+    )
 
 
 def terminal_table(results: Mapping[str, Any]) -> Table:

@@ -21,7 +21,7 @@ from stillroom.records import View
 
 INK, FAINT, GRID = "#24292e", "#6b7280", "#e4e1da"
 COLOURS = ("#1f6f8b", "#c2702b", "#6a8f3c", "#8a5a9e", "#b2453f", "#4c5d73", "#a38a2c", "#3d9a8b")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.edgecolor": FAINT,
@@ -53,7 +53,7 @@ def photo(rgb: UInt8[np.ndarray, "h w 3"]) -> str:
         image = image.resize((width, _PHOTO_HEIGHT), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     image.save(sink, format="JPEG", quality=88)
-    return _address("image/jpeg", sink.getvalue())
+    return address_of("image/jpeg", sink.getvalue())
 
 
 def depth_figure(
@@ -80,7 +80,7 @@ def depth_figure(
     near, far = np.percentile(known, [1, 99])
     spread = max(0.05, float(np.nanpercentile([_p95(t, p) for t, p in maps], 75)))
     aspect = maps[0][0].shape[0] / maps[0][0].shape[1]
-    with rc_context({**_STYLE, "axes.grid": False}):
+    with rc_context({**STYLE, "axes.grid": False}):
         size = 1.55
         figure = Figure(
             figsize=(size * len(columns) + 1.1, 4 * size * aspect + 0.3), layout="constrained"
@@ -107,6 +107,10 @@ def depth_figure(
         return _jpeg(figure)
 
 
+#: Names side by side under a panel of curves.
+_NAMES_A_LINE = 2
+
+
 def training_figure(log: Path) -> str | None:
     """Curves of a run's ``log.jsonl``: terms, held-out loss, held-out shares; None if it is empty.
 
@@ -118,7 +122,7 @@ def training_figure(log: Path) -> str | None:
     evaluations = [row for row in rows if "terms" not in row and "metrics" in row]
     trained = _series(steps, "terms")
     held_out = _series(evaluations, "metrics")
-    shares = {name: xy for name, xy in held_out.items() if _is_share(name, xy[1])}
+    shares = {name: xy for name, xy in held_out.items() if is_share(name)}
     losses = {name: xy for name, xy in held_out.items() if name not in shares}
     panels = [
         ("training terms (not weighted)", {n: _smooth(xy) for n, xy in trained.items()}, ""),
@@ -128,15 +132,16 @@ def training_figure(log: Path) -> str | None:
     panels = [panel for panel in panels if panel[1]]
     if not panels:
         return None
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(3.6 * len(panels), 2.9), layout="constrained")
+    with rc_context(STYLE):
+        lines = max(-(-len(curves) // _NAMES_A_LINE) for _, curves, _ in panels)
+        figure = Figure(figsize=(3.6 * len(panels), 2.6 + 0.14 * lines), layout="constrained")
         for axis, (title, curves, mark) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
             _curves(axis, title, curves, mark)
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None})
-    return _address("image/svg+xml", sink.getvalue())
+    return address_of("image/svg+xml", sink.getvalue())
 
 
 def _curves(axis: Axes, title: str, curves: Mapping[str, tuple[Any, Any]], mark: str) -> None:
@@ -144,13 +149,24 @@ def _curves(axis: Axes, title: str, curves: Mapping[str, tuple[Any, Any]], mark:
     largest = [float(np.max(y)) for _, y in curves.values()]
     for i, (name, (x, y)) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
-        axis.plot(x, y, mark + "-", color=colour, label=name, linewidth=1.4, markersize=2.5)
+        # Shares are under "right.FAMILY" in the log; the title says what they are.
+        label = name.removeprefix("right.")
+        axis.plot(x, y, mark + "-", color=colour, label=label, linewidth=1.4, markersize=2.5)
     # Terms of very different size cannot share a straight scale.
     if positive and max(largest) > 20 * min(largest):
         axis.set_yscale("log")
     axis.set_title(title)
     axis.set_xlabel("step")
-    axis.legend(fontsize=6.5, frameon=False, ncols=1 + len(curves) // 6)
+    # Below the curves, which a long list of names would hide.
+    axis.legend(
+        fontsize=6.5,
+        frameon=False,
+        ncols=min(_NAMES_A_LINE, len(curves)),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        columnspacing=1.0,
+        handlelength=1.4,
+    )
 
 
 def _shown_maps(
@@ -201,9 +217,9 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[Any,
     return {name: (np.array(x), np.array(y)) for name, (x, y) in found.items() if len(x) > 1}
 
 
-def _is_share(name: str, values: Float[np.ndarray, "n"]) -> bool:
-    loss = any(word in name for word in ("loss", "ce", "cross_entropy", "kl", "rmse", "abs_rel"))
-    return not loss and bool((values >= 0).all() and (values <= 1).all())
+def is_share(name: str) -> bool:
+    """Whether a metric of a distillation or of an encoder's training is a share of right ones."""
+    return name.startswith("right.") or any(word in name for word in ("accuracy", "delta1"))
 
 
 def _smooth(xy: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -218,8 +234,9 @@ def _jpeg(figure: Figure) -> str:
     """Photos and smooth maps: a tenth of a PNG, and the few words stay sharp enough."""
     sink = io.BytesIO()
     figure.savefig(sink, format="jpeg", dpi=130, pil_kwargs={"quality": 90})
-    return _address("image/jpeg", sink.getvalue())
+    return address_of("image/jpeg", sink.getvalue())
 
 
-def _address(kind: str, data: bytes) -> str:
+def address_of(kind: str, data: bytes) -> str:
+    """A file as a ``data:`` address."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

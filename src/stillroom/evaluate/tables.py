@@ -16,6 +16,7 @@ from stillroom.evaluate.depth_metrics import mean_errors
 from stillroom.evaluate.intervals import Resampler, above_blind
 from stillroom.evaluate.margins import margin_thirds
 from stillroom.evaluate.metrics import Overlap, fact_overlap, is_vsi, vsi_overall, vsi_task_scores
+from stillroom.evaluate.qualitative import text_agreement, text_cases
 from stillroom.evaluate.tasks import kind_of, renderings_of, score
 from stillroom.evaluate.text_overlap import (
     BLEU_ID,
@@ -124,7 +125,9 @@ def metric_table(
             items, described, questions, resampler, facts_of, with_meteor=with_meteor
         )
         if teacher is not None:
-            table["against_teacher"] = _against(items, teacher, described, resampler)
+            table["against_teacher"] = _against(
+                items, teacher, described, questions, resampler, with_meteor=with_meteor
+            )
     if depth.num_rows:
         table["depth"] = _depth_metrics(depth)
     means = {
@@ -185,16 +188,33 @@ def _with_interval(
 
 
 def _against(
-    items: RowItems, teacher: RowItems, where: Sequence[int], resampler: Resampler
+    items: RowItems,
+    teacher: RowItems,
+    where: Sequence[int],
+    questions: Mapping[str, Question],
+    resampler: Resampler,
+    *,
+    with_meteor: bool,
 ) -> dict[str, Any]:
-    """Overlap with the teacher's own words, as distillation papers print it."""
+    """Overlap with the teacher's own words, as distillation papers print it, and cases of it."""
     said = [items.answers[i] for i in where]
     taught = [teacher.answers[i] for i in where]
     scenes = [items.scene_ids[i] for i in where]
     rouges = [best_rouge(text, [words]) for text, words in zip(said, taught, strict=True)]
+    keys = [items.question_ids[i] for i in where]
+    about = [
+        {"scene_id": scene, "question_id": key, "question": questions[key].question}
+        for scene, key in zip(scenes, keys, strict=True)
+    ]
+    corpus, each = None, None
+    if with_meteor and not meteor_missing():
+        corpus, each = meteor(said, [[words] for words in taught])
     return {
         "rouge": _rouge_table(rouges, scenes, resampler),
         "bleu": bleu(said, [[w] for w in taught]),
+        **({} if corpus is None else {"meteor": corpus}),
+        "agreement": text_agreement(said, taught, scenes, resampler),
+        "cases": text_cases(said, taught, about, each),
     }
 
 

@@ -1,15 +1,16 @@
-"""A recipe for every row of the paper's tables II and III (specs/hidden_cot.md, section 6).
+"""A recipe for every row of the paper's tables II and III and of the slots' controls.
 
 Table II takes something away from the run without slots, as the paper does; its first two rows are
 ``BASE_no_slots`` (all losses) and BASE itself (+ Hidden CoT). Table III changes K; its K = 8 is
-BASE. All rows of a base have equal data, steps and seeds.
+BASE (specs/hidden_cot.md, section 6). All rows of a base have equal data, steps and seeds.
+``SUITES`` says which rows ``stillroom ablate`` trains and compares; docs/ablations.md reads them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from stillroom.distill.config import DistillConfig, SlotConfig
 from stillroom.recipes.mini import mini_cpu
@@ -20,10 +21,13 @@ Change = Callable[[DistillConfig], DistillConfig]
 
 
 def mini_cpu_paper() -> DistillConfig:
-    """mini_cpu with all eight terms of the paper beside its own two: the base of its tables."""
+    """mini_cpu with all eight terms of the paper beside its own two: the base of its tables.
+
+    Its slots learn from the answer alone, as the paper's do.
+    """
     base = mini_cpu()
     every = replace(base.losses, detection=True, spatial=True, multi_view=True, feature=True)
-    return replace(base, losses=every)
+    return replace(base, losses=every, slots=replace(base.slots, supervision="answer"))
 
 
 def _no_slots(config: DistillConfig) -> DistillConfig:
@@ -47,6 +51,18 @@ def _slots(count: int) -> Change:
     return lambda config: replace(config, slots=replace(config.slots, count=count))
 
 
+def _slots_are(**settings: Any) -> Change:
+    return lambda config: replace(config, slots=replace(config.slots, **settings))
+
+
+def _masked(visibility: Literal["full_prefix", "causal"], change: Change | None = None) -> Change:
+    def changed(config: DistillConfig) -> DistillConfig:
+        seen = replace(config, mask=visibility)
+        return seen if change is None else change(seen)
+
+    return changed
+
+
 #: What follows the base's name, what the row is, and what it changes.
 ROWS: Mapping[str, tuple[str, Change]] = {
     "no_slots": ("Table II, all losses: no slots", _no_slots),
@@ -62,6 +78,23 @@ ROWS: Mapping[str, tuple[str, Change]] = {
     "k2": ("Table III: K = 2", _slots(2)),
     "k4": ("Table III: K = 4", _slots(4)),
     "k16": ("Table III: K = 16", _slots(16)),
+    "frozen_random": (
+        "Slots: drawn at random and never trained",
+        _slots_are(kind="frozen_random"),
+    ),
+    "filler": ("Slots: one trained embedding at all of them", _slots_are(kind="filler")),
+    "after": ("Slots: behind the question", _slots_are(position="after")),
+    "full_prefix": ("Slots: pictures, slots and question see each other", _masked("full_prefix")),
+    "full_prefix_no_slots": (
+        "Slots: none, pictures and question see each other",
+        _masked("full_prefix", _no_slots),
+    ),
+    "causal": ("Slots: causal mask, in which they cannot see the question", _masked("causal")),
+    "causal_after": (
+        "Slots: causal mask, behind the question",
+        _masked("causal", _slots_are(position="after")),
+    ),
+    "causal_no_slots": ("Slots: none, causal mask", _masked("causal", _no_slots)),
 }
 BASES: Mapping[str, Recipe] = {
     "mini_cpu_paper": mini_cpu_paper,
@@ -85,4 +118,107 @@ DISTILL: Mapping[str, Recipe] = {
         for base in BASES
         for row, (title, change) in ROWS.items()
     },
+}
+
+
+# What ``stillroom ablate`` compares. ------------------------------------------------------------
+
+SuiteName = Literal["table2", "table3", "slots"]
+#: What may stand at the slots of a trained student instead of its own, when it is asked.
+Intervention = Literal["zeroed", "emptied", "swapped", "shuffled"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of an ablation's table: a recipe, and what it is trained on."""
+
+    # What the table says of it.
+    title: str
+    # Of ``ROWS``; "" is the base recipe as it is.
+    row: str = ""
+    # Whose words it learns.
+    labels: Literal["teacher", "truth"] = "teacher"
+    # Of the label store, the signal without which its row would be the base's.
+    needs: str = ""
+    # On the encoder that was pretrained without object targets, which the command is given.
+    no_objects: bool = False
+    # Asked again with these in place of what its slots hold.
+    interventions: tuple[Intervention, ...] = ()
+
+    def config(self, base: DistillConfig) -> DistillConfig:
+        """The arm's recipe, made from the base's."""
+        return ROWS[self.row][1](base) if self.row else base
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Arms that are compared. Every arm is set against ``base``; ``pairs`` are further ones."""
+
+    title: str
+    arms: Mapping[str, Arm]
+    base: str
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+SUITES: Mapping[SuiteName, Suite] = {
+    "slots": Suite(
+        title="Thinking slots",
+        base="learned",
+        arms={
+            "learned": Arm(
+                title="learned slots, before the question, mask prefix",
+                interventions=("zeroed", "emptied", "swapped", "shuffled"),
+            ),
+            "none": Arm(title="no slots", row="no_slots"),
+            "filler": Arm(title="one embedding at all slots: the same compute", row="filler"),
+            "frozen_random": Arm(title="random slots, never trained", row="frozen_random"),
+            "after": Arm(title="learned, behind the question", row="after"),
+            "causal": Arm(title="learned, causal mask", row="causal"),
+            "causal_after": Arm(
+                title="learned, causal mask, behind the question", row="causal_after"
+            ),
+            "causal_none": Arm(title="no slots, causal mask", row="causal_no_slots"),
+            "full_prefix": Arm(title="learned, mask full_prefix", row="full_prefix"),
+            "full_prefix_none": Arm(title="no slots, mask full_prefix", row="full_prefix_no_slots"),
+        },
+        pairs=(
+            ("after", "none"),
+            ("causal", "causal_none"),
+            ("causal_after", "causal_none"),
+            ("full_prefix", "full_prefix_none"),
+        ),
+    ),
+    "table3": Suite(
+        title="Table III: number of slots",
+        base="k8",
+        arms={
+            "k0": Arm(title="K = 0", row="no_slots"),
+            "k2": Arm(title="K = 2", row="k2"),
+            "k4": Arm(title="K = 4", row="k4"),
+            "k8": Arm(title="K = 8"),
+            "k16": Arm(title="K = 16", row="k16"),
+        },
+    ),
+    "table2": Suite(
+        title="Table II: what each term is worth",
+        base="all",
+        arms={
+            "all": Arm(title="all losses, no slots", row="no_slots"),
+            "hidden_cot": Arm(title="+ Hidden CoT (K = 8)"),
+            "no_detection": Arm(title="no detection", row="no_detection"),
+            "no_depth": Arm(title="no depth", row="no_depth"),
+            "no_spatial": Arm(title="no spatial", row="no_spatial"),
+            "no_multi_view": Arm(title="no multi-view", row="no_multi_view"),
+            "no_feature": Arm(title="no feature", row="no_feature", needs="scene_features"),
+            "static_weights": Arm(title="static weights", row="static_weights"),
+            "truth": Arm(
+                title="trained on truth, without a teacher", row="no_slots", labels="truth"
+            ),
+            "no_objects": Arm(
+                title="encoder pretrained without object targets",
+                row="no_slots",
+                no_objects=True,
+            ),
+        },
+    ),
 }

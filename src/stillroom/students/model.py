@@ -76,7 +76,9 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     config_class = StillroomConfig
     base_model_prefix = "student"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
+    # transformers' own would drop the keys and values through which questions read V; training has
+    # its own (training/precision.py).
+    supports_gradient_checkpointing = False
     _supports_sdpa = True
 
     def __init__(self, config: StillroomConfig) -> None:
@@ -343,7 +345,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             [self.prompt(ids) for ids in questions],
             visibility=self.config.visibility,
             max_new_tokens=max_new_tokens or self.config.max_answer_tokens,
-            eos_id=self._eos,
+            eos_id=self.eos_id,
             scored=False,
             choices=choices,
             plain=plain,
@@ -351,7 +353,8 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         return [decoded.ids for decoded in said]
 
     @property
-    def _eos(self) -> int:
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
         eos = self.config.eos_token_id
         return int(eos[0] if isinstance(eos, list) else eos or 0)
 

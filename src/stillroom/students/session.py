@@ -20,6 +20,7 @@ from stillroom.records import (
     asked,
     content_hash,
 )
+from stillroom.students.connector import VisionFeatures
 from stillroom.students.detector import found_boxes
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import Photo, StillroomProcessor, photo_identity
@@ -40,32 +41,35 @@ class StudentSession:
         photos: Sequence[Photo],
         *,
         scene_id: str,
+        features: VisionFeatures | None = None,
     ) -> None:
+        """``features`` are what the encoder says of these photos, where that is known already."""
         self.student, self.processor, self.scene_id = student, processor, scene_id
         #: Which photos were looked at, by number.
         self.views = tuple(processor.chosen(len(photos)))
-        images = torch.from_numpy(processor.images(photos)).to(student.device)
-        with torch.no_grad():
-            features = student.features(images[None])
-        self._features = features
-        self._prefix = student.open_prefix(features)
+        if features is None:
+            images = torch.from_numpy(processor.images(photos)).to(student.device)
+            with torch.no_grad():
+                features = student.features(images[None])
+        #: What the encoder said of them, and what all questions share of the language model.
+        self.features, self.prefix = features, student.open_prefix(features)
 
     @property
     def layers(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """Keys and values of the scene by layer of the language model, ``[1 heads n d]`` each."""
-        return self._prefix.layers
+        return self.prefix.layers
 
     @property
     def nbytes(self) -> int:
         """Memory of what has been read of the scene: features, keys and values."""
-        seen = (self._features.tokens, self._features.depth, self._features.depth_map)
-        return self._prefix.nbytes + sum(part.nbytes for part in seen if part is not None)
+        seen = (self.features.tokens, self.features.depth, self.features.depth_map)
+        return self.prefix.nbytes + sum(part.nbytes for part in seen if part is not None)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order; one of its options where it has any."""
         prompts = [self.processor.question_ids(question.prompt) for question in questions]
         choices = [self.processor.tokenizer.encode_choices(q.options) for q in questions]
-        said = self.student.answer_ids(self._prefix, prompts, choices=choices)
+        said = self.student.answer_ids(self.prefix, prompts, choices=choices)
         return [
             Answer(question_id=question.question_id, text=self.processor.decode(ids))
             for question, ids in zip(questions, said, strict=True)
@@ -77,7 +81,7 @@ class StudentSession:
         said = []
         for question in questions:
             (ids,) = self.student.answer_ids(
-                self.student.open_prefix(self._features, plain=True),
+                self.student.open_prefix(self.features, plain=True),
                 [self.processor.question_ids(question.prompt)],
                 choices=[self.processor.tokenizer.encode_choices(question.options)],
                 plain=True,
@@ -111,12 +115,12 @@ class StudentSession:
         Boxes are the guesses that are at least so sure, surest first; a student without a detector
         has none.
         """
-        depth, detector = self._features.depth_map, self.student.detector
+        depth, detector = self.features.depth_map, self.student.detector
         boxes: tuple[tuple[str, OrientedBox], ...] = ()
         scores: tuple[float, ...] = ()
         if detector is not None:
             with torch.no_grad():
-                said = detector(self.student.cells(self._features))
+                said = detector(self.student.cells(self.features))
             kinds = self.student.config.detection_kinds or []
             boxes, scores = found_boxes(said, kinds, least_score=least_score)
         return SceneGeometry(

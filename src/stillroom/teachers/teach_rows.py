@@ -15,7 +15,7 @@ from stillroom.engine.packing import question_places
 from stillroom.records import BadInputError, Question
 from stillroom.scenes.pixels import PixelCache, cache_pixels, object_names
 from stillroom.scenes.store import SceneStore
-from stillroom.teachers.measures import apart, measured
+from stillroom.teachers.named import Named
 from stillroom.teachers.preprocess import normalise, whole_pixel_intrinsics
 from stillroom.teachers.sampling import choose_questions
 from stillroom.teachers.teach_config import TeachConfig
@@ -72,7 +72,6 @@ class Rows:
             [mentions(q.prompt, names, tokenizer) for q in asked]
             for asked, names in zip(self.questions, map(object_names, pixels.objects), strict=True)
         ]
-        self.measures = [[measured(q) for q in asked] for asked in self.questions]
         # The same questions, asked for their reasons: a mark behind the question says so.
         mark = tokenizer.token_id(RATIONALE_MARK)
         self.reasons = [
@@ -113,8 +112,7 @@ class Rows:
         instances = pixels.instances[order][..., ::patch, ::patch]
         reasons = [()] * len(order) if reasons is None else reasons
         pairs: list[tuple[tuple[list[int], list[int]], ...]] = []
-        where, boxes, away = [], [], []
-        begins, kinds, numbers = [], [], []
+        named = Named()
         for number, (row, picked, why) in enumerate(zip(order, chosen, reasons, strict=True)):
             asked = [(i, self.ids[row][i]) for i in picked]
             asked += [(i, pair) for i in why if (pair := self.reasons[row][i]) is not None]
@@ -122,14 +120,14 @@ class Rows:
             starts = question_places(pairs[-1], start_id=Tokenizer.bos_id)
             table = np.asarray(pixels.objects[row])
             for start, (i, (question, _)) in zip(starts, asked, strict=True):
-                named = [thing for _, thing in self.named[row][i]]
-                where += [(number, start + place) for place, _ in self.named[row][i]]
-                boxes += [table[thing, 2:8] for thing in named]
-                away += apart(table, named)
-                if (known := self.measures[row][i]) is not None:
-                    begins.append((number, start + len(question)))
-                    kinds.append(known[0])
-                    numbers.append(known[1])
+                named.add(
+                    number,
+                    self.questions[row][i],
+                    self.named[row][i],
+                    table,
+                    start=start,
+                    answer=len(question),
+                )
         # Long answers count more than short ones, but not by their length.
         lengths = [len(answer) for row in pairs for _, answer in row]
         weight = np.concatenate([np.full(n, n**-0.5, np.float32) for n in lengths])
@@ -141,17 +139,12 @@ class Rows:
             patch_object=torch.from_numpy(instances.astype(np.int64)).flatten(1),
             objects=torch.from_numpy(pixels.objects[order]),
             rows=tuple(pairs),
-            mention_at=torch.tensor(where, dtype=torch.long).reshape(-1, 2),
-            mention_box=torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 6)),
-            mention_apart=torch.tensor(away, dtype=torch.float32).reshape(-1, 2),
-            measure_at=torch.tensor(begins, dtype=torch.long).reshape(-1, 2),
-            measure_kind=torch.tensor(kinds, dtype=torch.long),
-            measure=torch.tensor(numbers, dtype=torch.float32).reshape(-1, 2),
             weight=torch.from_numpy(weight),
             families=tuple(
                 tuple(self.questions[row][i].family for i in picked)
                 for row, picked in zip(rows, chosen, strict=True)
             ),
+            **named.arrays(),
         )
 
 

@@ -107,6 +107,13 @@ class Tokenizer:
             raise KeyError(token)
         return int(found)
 
+    def token_text(self, token_id: int) -> str:
+        """One token as it reads, specials by name; "#1030" where the id has no entry."""
+        name = self._bpe.id_to_token(token_id)
+        if name is None:
+            return f"#{token_id}"
+        return str(self._bpe.decode([token_id], skip_special_tokens=False)) or str(name)
+
     def save(self, file: Path) -> None:
         """Write the entries and merges as ``tokenizer.json`` has them; the three ids are not in it.
 

@@ -48,6 +48,19 @@ class PlainSum(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sheltered:
+    """Parameters that learn from some terms alone, although others reach them too.
+
+    A step in which none of the others is labelled costs no more than it would without this.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    # Names of ``StepLosses.terms``: what they learn from, and what else reaches them.
+    terms: frozenset[str]
+    others: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Handed to ``progress`` after every step, when everything about it is on disk."""
 

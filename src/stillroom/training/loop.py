@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from stillroom.training.checkpoint import load_weights, save_weights
 from stillroom.training.config import TrainConfig
 from stillroom.training.distributed import join
-from stillroom.training.handed import PlainSum, Progress, StepLosses, TrainingDiverged
+from stillroom.training.handed import (
+    PlainSum,
+    Progress,
+    Sheltered,
+    StepLosses,
+    TrainingDiverged,
+)
 from stillroom.training.optim import (
     clip_gradients,
     gradient_norm,
@@ -29,6 +35,7 @@ from stillroom.training.optim import (
     parameters_by_part,
 )
 from stillroom.training.portions import Workshop, counted, draws_of
+from stillroom.training.precision import two_ways_back
 from stillroom.training.runlog import TrainResult, open_run, step_line
 from stillroom.training.sitting import Sitting, sit_down, training_mode
 
@@ -42,6 +49,7 @@ def train(
     config: TrainConfig,
     model: nn.Module,
     weighting: nn.Module | None = None,
+    sheltered: Sheltered | None = None,
     step: Callable[[Batch], StepLosses],
     count: Callable[[Batch], Mapping[str, Tensor | float | int]],
     batch_at: Callable[[int, int], Batch],
@@ -58,6 +66,7 @@ def train(
 
     Args:
         weighting: a ``Weighting`` (None: plain sum). Its parameters are trained and saved too.
+        sheltered: parameters that learn from some terms alone; not under fsdp.
         step: forward pass of one micro-batch, with gradient, on the model's device, to which the
             loop moves it. Must draw only from torch, whose generators the loop seeds by (seed,
             step, micro-batch); with several workers it must draw nothing.
@@ -87,9 +96,11 @@ def train(
         load_weights(model, folder.weights)
         return folder.finished
     with ExitStack() as stack:
+        if sheltered is not None:
+            stack.enter_context(two_ways_back())
         run = sit_down(config, processes, model, weighting or PlainSum(), folder, stack)
         while not _done(run):
-            row = _take_step(run, step, count, batch_at)
+            row = _take_step(run, step, count, batch_at, sheltered)
             metrics = _evaluate(run, evaluate, best_by) if _evaluation_due(run) else None
             if run.position.step % config.save_every == 0 or _done(run):
                 run.save()
@@ -104,6 +115,7 @@ def _take_step(
     step: Callable[[Batch], StepLosses],
     count: Callable[[Batch], Mapping[str, Tensor | float | int]],
     batch_at: Callable[[int, int], Batch],
+    sheltered: Sheltered | None,
 ) -> dict[str, Any]:
     """One optimizer step and its row in the log."""
     began = time.perf_counter()
@@ -114,7 +126,7 @@ def _take_step(
     batches = [batch_at(index, micro) for micro in micros]
     labelled = run.processes.totals(counted([count(batch) for batch in batches]))
     sums: dict[str, dict[str, Tensor]] = {"loss": {}, "terms": {}, "metrics": {}}
-    workshop = Workshop(run.config, run.spread, run.weighting, run.parameters)
+    workshop = Workshop(run.config, run.spread, run.weighting, run.parameters, sheltered)
     for portion in workshop.portions(index, batches, step, labelled):
         for parameter, gradient in zip(run.parameters, portion.gradients, strict=False):
             _accumulate(parameter, gradient)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.training.config import TrainConfig
-from stillroom.training.handed import StepLosses, Weighting
+from stillroom.training.handed import Sheltered, StepLosses, Weighting
 from stillroom.training.parallel import Spread
 from stillroom.training.precision import moved
 
@@ -45,6 +45,7 @@ class Workshop:
     spread: Spread
     weighting: Weighting
     parameters: Sequence[nn.Parameter]
+    sheltered: Sheltered | None
 
     def portions(
         self,
@@ -77,10 +78,14 @@ class Workshop:
             # Threads share one generator, so that a step of several must draw nothing.
             torch.manual_seed(draws_of(config.seed, index, micro))
 
+        own: dict[nn.Parameter, Tensor | None] = {}
+
         def losses() -> tuple[Tensor | None, dict[str, Tensor], dict[str, Tensor]]:
             found = step(moved(batch, spread.device))
             parts = _part_of_means(found.terms, totals)
-            total = self.weighting(parts, share=1 / config.micro_batches) if parts else None
+            # Before the total: its way back would let go of what this one needs.
+            own.update(self._own_gradients(parts))
+            total = self._weighted(parts)
             if total is None and spread.kind == "ddp":
                 # Nothing is labelled, but DDP waits for a way back after every forward pass.
                 total = torch.stack([0 * value.sum() for value in self.parameters]).sum()
@@ -90,15 +95,60 @@ class Workshop:
         with spread.portion(last=micro == spread.micros[-1]):
             total, parts, metrics = spread.run(losses)
             if total is not None and spread.kind == "none":
-                gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
+                every = torch.autograd.grad(total, self.parameters, allow_unused=True)
+                gradients = [own.get(p, g) for p, g in zip(self.parameters, every, strict=True)]
             elif total is not None:
-                total.backward()
+                with _replaced(own):
+                    total.backward()
         return Portion(
             gradients=gradients,
             loss={"loss": total.detach()} if total is not None and parts else {},
             terms={name: value.detach() for name, value in parts.items()},
             metrics=metrics,
         )
+
+    def _weighted(self, parts: Mapping[str, Tensor]) -> Tensor | None:
+        return self.weighting(parts, share=1 / self.config.micro_batches) if parts else None
+
+    def _own_gradients(self, parts: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor | None]:
+        """Gradients of the sheltered parameters, where other terms would reach them; each None if
+        nothing that they learn from is labelled in the whole step."""
+        sheltered = self.sheltered
+        if sheltered is None or not sheltered.others & parts.keys():
+            return {}
+        assert self.spread.kind != "fsdp", "its layers are there for one way back a forward pass"
+        total = self._weighted({n: value for n, value in parts.items() if n in sheltered.terms})
+        if total is None:
+            return dict.fromkeys(sheltered.parameters)
+        # A way back takes the precision of the way there by itself.
+        with torch.autocast(self.spread.device.type, enabled=False):
+            found = torch.autograd.grad(
+                total,
+                list(sheltered.parameters),
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        return dict(zip(sheltered.parameters, found, strict=True))
+
+
+@contextmanager
+def _replaced(own: Mapping[nn.Parameter, Tensor | None]) -> Iterator[None]:
+    """A backward pass that gives these parameters these gradients, before DDP sums them up."""
+
+    def instead(mine: Tensor | None, found: Tensor) -> Tensor:
+        return torch.zeros_like(found) if mine is None else mine
+
+    hooks = [value.register_hook(partial(instead, mine)) for value, mine in own.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for value, mine in own.items():
+        if mine is None:
+            # No gradient rather than zeros, as in one process: momentum must not move it.
+            value.grad = None
 
 
 @contextmanager

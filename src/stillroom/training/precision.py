@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -101,6 +102,13 @@ def lean_layers(model: nn.Module, config: TrainConfig) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def two_ways_back() -> AbstractContextManager[Any]:
+    """Around a training with ``Sheltered`` parameters: what layers compiled in it keep for the way
+    back is there for a second one."""
+    patched: AbstractContextManager[Any] = torch._functorch.config.patch(donated_buffer=False)
+    return patched
 
 
 def _twice(run: Any, *inputs: Any, **options: Any) -> Any:

@@ -1,0 +1,373 @@
+"""``docs/results.md`` from the JSON in ``docs/results``: tables I to V in miniature.
+
+    python -m stillroom.bench.results_page docs            # writes docs/results.md
+    python -m stillroom.bench.results_page docs --check    # exit code 1 if it would change
+
+Read are, whatever their names, the ``ABLATION.json`` of ``stillroom ablate`` (tables II, III and
+the slots), the ``results.json`` of ``stillroom evaluate`` with a teacher (tables I and V), and
+records of kind "latency" (table IV): ``{"kind": "latency", "rows": {NAME: {"parameters", "bytes",
+"median_ms", "p95_ms", "n"}}, "meta": {...}}`` with rows named student and teacher. A table without
+its record says so; no figure stands here that is not in one of the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.bench import ablation_report as ablations
+from stillroom.bench.tables import Table, number, points, probability, seen_from, share
+from stillroom.evaluate.report_cases import AGREEMENT
+from stillroom.records import FAMILIES, BadInputError
+
+PAGE, FOLDER = "results.md", "results"
+NOTHING = "No committed record yet.\n"
+
+#: What the paper prints (arXiv 2605.09719; specs/hidden_cot.md section 6): 100 items, one seed,
+#: agreement with the teacher. Validation loss / ROUGE-1 / spatial accuracy / depth RMSE.
+PAPER: Mapping[str, Mapping[str, str]] = {
+    "table2": {
+        "all": "6.45 / 0.119 / 0.64 / 0.23",
+        "hidden_cot": "4.79 / 0.148 / 0.71 / 0.21",
+        "no_detection": "6.78 / 0.108 / 0.58 / 0.25",
+        "no_depth": "6.92 / 0.095 / 0.52 / 0.31",
+        "no_spatial": "6.65 / 0.112 / 0.59 / 0.24",
+        "no_multi_view": "6.58 / 0.115 / 0.61 / 0.24",
+        "no_feature": "6.71 / 0.102 / 0.56 / 0.26",
+        "static_weights": "6.89 / 0.097 / 0.55 / 0.27",
+    },
+    "table3": {"k2": "5.21", "k4": "4.95", "k8": "4.79", "k16": "4.84"},
+}
+_PAPER_HEAD = {
+    "table2": "paper: val loss / ROUGE-1 / spatial / RMSE",
+    "table3": "paper: val loss",
+}
+
+
+def page(folder: Path) -> str:
+    """The page that the records in ``folder`` make; the same for the same files.
+
+    Raises:
+        BadInputError: a file that is no record, or two of one suite.
+    """
+    held = read_records(folder)
+    suites = {name: record for record, name in _ablations(held)}
+    evaluations = [(file, record) for file, record in held if "rows" in record and _is_run(record)]
+    speeds = [(file, record) for file, record in held if record.get("kind") == "latency"]
+    parts = [
+        "# Results\n\nMade by `python -m stillroom.bench.results_page docs` from the records in "
+        "`docs/results`; not written by hand. Scores are shares of right answers against the truth "
+        "unless a column says otherwise, intervals 95 %. How each figure is made: "
+        "[evaluate.md](evaluate.md), [ablations.md](ablations.md).\n",
+        "## Table I: students, teacher and what they must beat\n",
+        *[_table_one(*one) for one in evaluations],
+        _over_seeds(evaluations),
+        "" if evaluations else NOTHING,
+        *_suite_part("table2", "Table II: what each term is worth", suites),
+        *_suite_part("table3", "Table III: number of slots", suites),
+        *_suite_part("slots", "Slots: do they cause anything?", suites),
+        "## Table IV: speed\n",
+        *[_table_four(*one) for one in speeds],
+        "" if speeds else NOTHING,
+        "## Table V: cases\n",
+        *(found := [text for one in evaluations if (text := _table_five(*one))]),
+        "" if found else NOTHING,
+    ]
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
+
+
+def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The records of a folder by file name.
+
+    Raises:
+        BadInputError: a file that is no record.
+    """
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(file.read_text())
+        except (ValueError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{file} is not readable JSON ({error})") from None
+        known = isinstance(record, dict) and (
+            record.get("kind") in ("ablation", "latency") or ("rows" in record and "meta" in record)
+        )
+        if not known:
+            raise BadInputError(
+                f"{file} is no record of 'stillroom ablate', 'stillroom evaluate' or a latency "
+                "benchmark; take it out of the folder"
+            )
+        found.append((file.name, record))
+    return found
+
+
+def _ablations(held: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[dict[str, Any], str]]:
+    found: dict[str, str] = {}
+    records = []
+    for file, record in held:
+        if record.get("kind") != "ablation":
+            continue
+        name = record["suite"]
+        if name in found:
+            raise BadInputError(
+                f"{file} and {found[name]} are both of the suite {name}; keep one of them"
+            )
+        found[name] = file
+        records.append((record | {"file": file}, name))
+    return records
+
+
+def _is_run(record: Mapping[str, Any]) -> bool:
+    return record.get("kind") is None and "student" in record["meta"]
+
+
+def _made(file: str, meta: Mapping[str, Any]) -> str:
+    """Where figures come from, as the line below a table."""
+    seeds = meta.get("seeds") or {}
+    if isinstance(seeds, Mapping):
+        seeds = [f"{what} {seed}" for what, seed in seeds.items()]
+    said = [
+        f"`{FOLDER}/{file}`",
+        f"commit {meta.get('commit', 'unknown')}",
+        f"seeds {', '.join(map(str, seeds))}" if seeds else "",
+        f"{meta.get('questions', '?')} questions on {meta.get('scenes', '?')} scenes "
+        f"({meta.get('split', '?')})"
+        if "questions" in meta
+        else "",
+        str(meta.get("machine", "")),
+        f"`{meta['command']}`" if meta.get("command") else "",
+    ]
+    return f"\n<sub>{'; '.join(part for part in said if part)}</sub>\n"
+
+
+# Table I. ---------------------------------------------------------------------------------------
+
+
+def _table_one(file: str, record: Mapping[str, Any]) -> str:
+    meta, rows = record["meta"], []
+    sizes = meta.get("parameters") or {}
+    for name, row in record["rows"].items():
+        count = sizes.get(name)
+        against = row["metrics"].get("against_teacher", {}).get("rouge", {}).get("rouge1")
+        kept = row.get("retention", {}).get("overall")
+        seeing = kept["above_blind"] if kept else None
+        rows.append(
+            [
+                name,
+                "-" if count is None else f"{count / 1e6:.2f} M",
+                *(share(_figure(row.get(group))) for group in ("overall", *FAMILIES)),
+                share(_figure(kept)),
+                "-" if seeing is None else f"{100 * seeing:.1f} %",
+                number(_figure(against)),
+                str(row["overall"]["n"]) if "overall" in row else "-",
+            ]
+        )
+    head = ["row", "parameters", "overall", *FAMILIES, "retention", "above blind"]
+    table = Table(
+        title=f"Split {meta.get('split', '?')}: {file.removesuffix('.json')}",
+        head=[*head, "ROUGE-1 to teacher", "n"],
+        rows=rows,
+    )
+    return table.markdown(level=3) + _made(file, meta)
+
+
+def _figure(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """An entry of ``results.json`` as the tables' own; None where it has no value or interval."""
+    if not entry or entry.get("score") is None or entry.get("low") is None:
+        return None
+    return {"value": entry["score"], "low": entry["low"], "high": entry["high"]}
+
+
+def _over_seeds(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Students of several evaluations of one split: mean, least and most over them."""
+    by_split: dict[str, list[Mapping[str, Any]]] = {}
+    for _, record in evaluations:
+        student = record["rows"].get(record["meta"]["student"], {})
+        if "overall" in student:
+            by_split.setdefault(str(record["meta"].get("split")), []).append(student)
+    rows = []
+    for split, students in by_split.items():
+        if len(students) < 2:
+            continue
+        cells = [
+            _range([s[group]["score"] for s in students if group in s])
+            for group in ("overall", *FAMILIES)
+        ]
+        kept = [s["retention"]["overall"]["score"] for s in students if s.get("retention")]
+        rows.append([split, str(len(students)), *cells, _range([k for k in kept if k is not None])])
+    return Table(
+        title="Students over seeds: mean (least to most)",
+        head=["split", "seeds", "overall", *FAMILIES, "retention"],
+        rows=rows,
+    ).markdown(level=3)
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean, least, most = (100 * f(values) for f in (np.mean, min, max))
+    return f"{mean:.1f} % ({least:.1f} to {most:.1f})"
+
+
+# Tables II, III and the slots. ------------------------------------------------------------------
+
+
+def _suite_part(name: str, title: str, suites: Mapping[str, dict[str, Any]]) -> list[str]:
+    record = suites.get(name)
+    if record is None:
+        return [f"## {title}\n", NOTHING]
+    parts = [f"## {title}\n", f"{ablations.lead(record)}\n"]
+    if name == "slots":
+        parts.append(slots_paragraph(record) + "\n")
+    scores = ablations.score_table(record)
+    if name in PAPER:
+        printed = [PAPER[name].get(arm, "-") for arm in record["arms"]]
+        scores = Table(
+            title=scores.title,
+            note=scores.note,
+            head=[*scores.head, _PAPER_HEAD[name]],
+            rows=[[*row, paper] for row, paper in zip(scores.rows, printed, strict=True)],
+        )
+    parts += [
+        text
+        for table in (
+            scores,
+            ablations.difference_table(record),
+            ablations.family_table(record),
+            ablations.pair_table(record),
+            ablations.left_out_table(record),
+        )
+        if (text := table.markdown(level=3))
+    ]
+    return [*parts, _made(record["file"], record["meta"])]
+
+
+def slots_paragraph(record: Mapping[str, Any]) -> str:
+    """Do learned slots help, over which control, in which families, how sure: one paragraph."""
+    base, arms = record["base"], record["arms"]
+    if base not in arms:
+        return f"The arm {base} is not finished, so nothing can be said."
+    own = arms[base]["figures"]["score"]["overall"]
+    said = [f"The student with {arms[base]['title']} answers {share(own)} right."]
+    for row in arms.values():
+        found = row.get("difference", {}).get("score", {})
+        if "overall" not in found:
+            continue
+        one = found["overall"]
+        where = [f for f in FAMILIES if f in found and found[f]["verdict"] in ("better", "worse")]
+        told = ", ".join(f"{f} {points(found[f])}" for f in where)
+        said.append(
+            f"{row['title'][0].upper()}{row['title'][1:]}: {points(one)} points, p "
+            f"{probability(one['p_holm'])} after Holm, {one['verdict']}"
+            + (f" ({seen_from(one)} would be seen)" if one["detectable"] is not None else "")
+            + (f"; by family {told}." if told else "; in no family by itself.")
+        )
+    seeds = len(record["meta"]["seeds"])
+    said.append(
+        f"{seeds} seed{'s' if seeds != 1 else ''}, {own['n']} questions each. "
+        f"{ablations.plateau_sentence(record)}"
+    )
+    return " ".join(said)
+
+
+# Tables IV and V. -------------------------------------------------------------------------------
+
+
+def _table_four(file: str, record: Mapping[str, Any]) -> str:
+    rows = record["rows"]
+    lines = [
+        [
+            name,
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['bytes'] / 1e6:.2f} MB",
+            f"{row['median_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            f"{1000 / row['median_ms']:.2f}",
+            str(row["n"]),
+        ]
+        for name, row in rows.items()
+    ]
+    note = ""
+    if {"student", "teacher"} <= set(rows):
+        small, large = rows["student"], rows["teacher"]
+        note = (
+            f"The student is {large['median_ms'] / small['median_ms']:.2f} times as fast and "
+            f"{large['bytes'] / small['bytes']:.2f} times as small; on the same device, in the "
+            "same precision."
+        )
+    head = ["model", "parameters", "checkpoint", "median [ms]", "p95 [ms]", "per second", "n"]
+    table = Table(title=file.removesuffix(".json"), note=note, head=head, rows=lines)
+    return table.markdown(level=3) + _made(file, record["meta"])
+
+
+def _table_five(file: str, record: Mapping[str, Any]) -> str:
+    row = record["rows"].get(record["meta"]["student"], {})
+    against = row.get("metrics", {}).get("against_teacher", {})
+    if "cases" not in against:
+        return ""
+    cases = [
+        [
+            case["case"],
+            case["question"],
+            case["teacher"],
+            case["student"],
+            f"{case['rouge1']:.2f}",
+            f"{case['bleu1']:.2f}",
+            f"{case['meteor']:.2f}" if "meteor" in case else "-",
+            f"{case['words']} / {case['teacher_words']}",
+        ]
+        for case in against["cases"]
+    ]
+    shown = Table(
+        title=f"Cases: {file.removesuffix('.json')}",
+        note="The best, the median and the worst description by ROUGE-1 against the teacher's.",
+        head=["case", "question", "teacher", "student", "ROUGE-1", "BLEU-1", "meteor-1.5", "words"],
+        rows=cases,
+    )
+    macro, corpus = against["agreement"]["macro"], against["agreement"]["corpus"]
+    said = Table(
+        title="How much is said",
+        note="Macro: of each text, then the mean (n texts). Corpus: of all words together.",
+        head=["figure", "macro", "corpus", "n"],
+        rows=[
+            [title, number(_figure(macro[name])), f"{corpus[name]:.3f}", str(macro[name]["n"])]
+            for title, name, _ in AGREEMENT
+        ],
+    )
+    return f"{shown.markdown(level=3)}\n{said.markdown(level=4)}{_made(file, record['meta'])}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stillroom.bench.results_page",
+        description="Write docs/results.md from docs/results.",
+    )
+    parser.add_argument("docs", type=Path, help="folder of the documents")
+    parser.add_argument("--check", action="store_true", help="only say whether it would change")
+    given = parser.parse_args(words)
+    path = given.docs / PAGE
+    try:
+        text = page(given.docs / FOLDER)
+    except BadInputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    if not given.check:
+        path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{path}\n")
+        return 0
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return 0
+    sys.stderr.write(
+        f"{path} is not what {given.docs / FOLDER} makes; run this command without --check\n"
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

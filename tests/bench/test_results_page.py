@@ -1,0 +1,174 @@
+"""The page of results: made from records alone, checked, and never with a figure of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_arms import write_arms
+
+from stillroom.bench.ablation_table import ablation_record
+from stillroom.bench.results_page import main, page
+from stillroom.records import BadInputError
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def estimate(score: float) -> dict[str, Any]:
+    return {"score": score, "low": score - 0.02, "high": score + 0.02, "n": 40}
+
+
+def evaluation(seed: int, score: float) -> dict[str, Any]:
+    """As ``stillroom evaluate`` writes it."""
+    names = ("precision", "recall", "f1", "length_ratio", "per_word", "teacher_per_word", "bleu1")
+    row: dict[str, Any] = {
+        "overall": estimate(score),
+        "size": estimate(score),
+        "metrics": {
+            "against_teacher": {
+                "rouge": {"rouge1": estimate(0.61)},
+                "agreement": {
+                    "macro": {name: estimate(0.3 + 0.01 * n) for n, name in enumerate(names)},
+                    "corpus": {name: 0.4 + 0.01 * n for n, name in enumerate(names)},
+                    "words": {"student": 8.0, "teacher": 40.0},
+                },
+                "cases": [
+                    {
+                        "case": "best",
+                        "question": "Describe | the room.",
+                        "teacher": "a room",
+                        "student": "a room",
+                        "rouge1": 1.0,
+                        "bleu1": 0.9,
+                        "words": 2,
+                        "teacher_words": 2,
+                    }
+                ],
+            }
+        },
+        "retention": {"overall": estimate(score / 0.9) | {"above_blind": 0.7}},
+    }
+    teacher = {"overall": estimate(0.9), "metrics": {}, "retention": {}}
+    return {
+        "rows": {"teacher": teacher, "student": row},
+        "meta": {
+            "commit": "abc1234",
+            "command": "stillroom evaluate",
+            "student": "student",
+            "teacher": "teacher",
+            "split": "test",
+            "questions": 40,
+            "scenes": 4,
+            "seeds": {"distill": seed},
+            "parameters": {"student": 1_670_000, "teacher": 5_800_000},
+        },
+    }
+
+
+def write(folder: Path, name: str, record: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(record))
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    effects = {"learned": {"student": 0.8, "zeroed": 0.5}, "none": {"student": 0.7}}
+    slots = ablation_record(
+        "slots",
+        write_arms(tmp_path / "arms", effects),
+        meta={"commit": "def5678", "recipe": "made", "questions": 720, "scenes": 60},
+        skipped={},
+        failed={},
+        plateau=None,
+    )
+    write(tmp_path / "docs" / "results", "slots.json", slots)
+    write(tmp_path / "docs" / "results", "seed0.json", evaluation(0, 0.80))
+    write(tmp_path / "docs" / "results", "seed1.json", evaluation(1, 0.84))
+    speed = {"parameters": 1_670_000, "bytes": 3_300_000, "p95_ms": 25.0, "n": 50}
+    rows = {"student": speed | {"median_ms": 20.0}, "teacher": speed | {"median_ms": 174.4}}
+    rows["teacher"]["bytes"] = 11_700_000
+    write(
+        tmp_path / "docs" / "results",
+        "speed.json",
+        {"kind": "latency", "rows": rows, "meta": {"commit": "abc1234"}},
+    )
+    return tmp_path / "docs"
+
+
+def test_every_table_has_its_figures_with_n_seeds_interval_and_commit(docs: Path) -> None:
+    text = page(docs / "results")
+    # I: each run, and the mean over seeds.
+    assert "| student | 1.67 M | 80.0 % (78.0 to 82.0) |" in text
+    assert "88.9 % (86.9 to 90.9) | 70.0 % | 0.610 (0.590 to 0.630) | 40 |" in text
+    assert "| test | 2 | 82.0 % (80.0 to 84.0) |" in text
+    # Slots: the paragraph and the tables.
+    assert "The student with learned slots, before the question, mask prefix answers" in text
+    assert "No slots: -" in text
+    assert "Learned, slots zeroed when asked: -" in text
+    assert "3 seeds, 720 questions each." in text
+    assert "| learned (base) | 3 |" in text
+    # II and III are not there yet, and say so.
+    assert text.count("No committed record yet.") == 2
+    # IV: ratios are computed.
+    assert "8.72 times as fast and 3.55 times as small" in text
+    # V.
+    assert "| best | Describe \\| the room. | a room | a room | 1.00 | 0.90 | - | 2 / 2 |" in text
+    assert "| length ratio | 0.330 (0.310 to 0.350) | 0.430 | 40 |" in text
+    assert text.count("commit abc1234") == 5
+    assert "commit def5678; seeds 0, 1, 2; 720 questions on 60 scenes" in text
+
+
+def test_the_papers_figures_stand_beside_its_tables(docs: Path, tmp_path: Path) -> None:
+    record = ablation_record(
+        "table2",
+        write_arms(tmp_path / "more", {"all": {"student": 0.6}, "no_depth": {"student": 0.5}}),
+        meta={},
+        skipped={"no_objects": "no such encoder"},
+        failed={},
+        plateau=None,
+    )
+    write(docs / "results", "table2.json", record)
+    text = page(docs / "results")
+    line = next(line for line in text.splitlines() if line.startswith("| no_depth | 3"))
+    assert line.endswith("| 6.92 / 0.095 / 0.52 / 0.31 |")
+    assert "| no_objects | left out: no such encoder |" in text
+
+
+def test_a_page_that_was_touched_or_is_stale_is_noticed(
+    docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(docs), "--check"]) == 1
+    assert main([str(docs)]) == 0
+    assert main([str(docs), "--check"]) == 0
+    written = docs / "results.md"
+    written.write_text(written.read_text().replace("80.0 %", "81.0 %"))
+    assert main([str(docs), "--check"]) == 1
+    assert "is not what" in capsys.readouterr().err
+    assert main([str(docs)]) == 0
+    write(docs / "results", "seed1.json", evaluation(1, 0.85))
+    assert main([str(docs), "--check"]) == 1
+
+
+def test_what_is_no_record_is_refused(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(docs / "results", "notes.json", {"notes": 1})
+    with pytest.raises(BadInputError, match=r"notes.json is no record"):
+        page(docs / "results")
+    assert main([str(docs)]) == 2
+    (docs / "results" / "notes.json").write_text("{")
+    with pytest.raises(BadInputError, match="not readable JSON"):
+        page(docs / "results")
+    (docs / "results" / "notes.json").unlink()
+    again = json.loads((docs / "results" / "slots.json").read_text())
+    write(docs / "results", "slots_again.json", again)
+    with pytest.raises(BadInputError, match="both of the suite slots"):
+        page(docs / "results")
+
+
+def test_the_committed_page_is_what_the_committed_records_make() -> None:
+    committed = DOCS / "results.md"
+    if any((DOCS / "results").glob("*.json")):
+        assert committed.read_text(encoding="utf-8") == page(DOCS / "results")
+    else:
+        assert not committed.exists(), "results.md holds figures without a record behind them"
