@@ -734,7 +734,7 @@ def bench_latency(
         scene_count=scene_count,
         progress=progress,
     )
-    record |= run_meta(started)
+    record["meta"] = run_meta(started)
     if out is not None:
         from stillroom.bench.run import write
 

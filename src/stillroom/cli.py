@@ -24,7 +24,6 @@ import tyro
 from tyro.conf import Positional
 
 from stillroom import __version__, cli_bench
-from stillroom.bench.options import LatencyOptions
 from stillroom.console import process_number, progress_bar
 from stillroom.records import BadInputError
 from stillroom.teachers.options import TeacherOptions
@@ -71,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Progress is shown by the bars of the verbs, not by those of the libraries below.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # transformers imports torchao where it is installed, and that tells of each GPU part it lacks.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         sys.exit(_run(words))
     except BadInputError as error:
@@ -736,49 +738,6 @@ def export(words: Sequence[str]) -> int:
     return 0
 
 
-def bench_latency(words: Sequence[str]) -> int:
-    """Time teacher and student."""
-
-    def options(
-        *,
-        student: str = "student_mini",
-        teacher: str = "teacher_mini",
-        scenes: Path | None = None,
-        scene_count: int = 8,
-        random_weights: bool = False,
-        out: Path | None = None,
-        json: bool = False,
-        options: Annotated[LatencyOptions, tyro.conf.arg(name="")] = LatencyOptions(),  # noqa: B008
-    ) -> dict[str, Any]:
-        """Time teacher and student on the same scenes and questions, in turns: a scene's first
-        question and later ones, stage by stage, beside what the machine can do at best. Ends with
-        one line of JSON.
-
-        Args:
-            student: student_mini, a checkpoint folder or a hub id; with --random-weights a recipe.
-            teacher: teacher_mini or llava3d:WHERE; with --random-weights llava3d-7b or a folder.
-            scenes: Scene store; without one, rooms are made.
-            scene_count: Scenes that are looked at.
-            random_weights: Noise instead of weights, at the sizes named: nothing is fetched.
-            out: Folder for latency.json and the figures.
-            json: Print the line of JSON alone.
-        """
-        return locals()
-
-    from stillroom import api
-
-    given = _parse(options, words, "bench latency")
-    as_json = given.pop("json")
-    with progress_bar("measuring") as progress:
-        record = api.bench_latency(given.pop("options"), **given, progress=progress)
-    if not as_json:
-        from stillroom.bench.latency import lines
-
-        _say("\n".join(lines(record)))
-    _say(json.dumps(record))
-    return 0
-
-
 def verify(words: Sequence[str]) -> int:
     """Compare a port with recorded outputs."""
 
@@ -839,7 +798,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "probe": cli_bench.probe,
     "ask": ask,
     "export": export,
-    "bench latency": bench_latency,
+    "bench latency": cli_bench.bench_latency,
     "params": params,
     "verify": verify,
     "demo": demo,

@@ -20,6 +20,7 @@ from stillroom.bench.asked import count_equal
 from stillroom.bench.latency import lines, measure
 from stillroom.bench.machine import measure_machine, peak_memory, resident_bytes
 from stillroom.bench.options import LatencyOptions
+from stillroom.bench.results_page import page
 from stillroom.engine.decoder import decoder_of
 from stillroom.engine.prefix import prefill
 from stillroom.geometry.cameras import unproject
@@ -234,6 +235,7 @@ def test_the_verb_measures_the_shipped_models_and_draws(
     assert record["parameters"] == {"teacher": 5_323_264, "student": 1_677_456}
     assert set(record["ratio"]) == set(record["ratio_as_asked"]) == {"cold", "warm"}
     assert json.loads((tmp_path / "latency.json").read_text())["ratio"] == record["ratio"]
+    assert f"{record['ratio']['cold']:.2f} times as fast cold" in page(tmp_path)
     for name in ("latency", "stages", "sweep"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -281,7 +281,7 @@ def _record(
 ) -> dict[str, Any]:
     teacher, student = models["teacher"], models["student"]
     found: dict[str, Any] = {
-        "benchmark": "latency",
+        "kind": "latency",
         "ratio": {
             kind: round(_total(teacher, kind) / _total(student, kind), 3)
             for kind in ("cold", "warm")
