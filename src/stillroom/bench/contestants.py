@@ -199,6 +199,7 @@ def random_student(
         model = StillroomStudent(config)
     state = {name: _noise(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
+    del state  # or every weight would lie in memory twice while it is packed
     model.language_model.tie_weights()
     base: Any = model.language_model.base_model
     base.rotary_emb = type(base.rotary_emb)(config.language_model)
