@@ -16,7 +16,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from stillroom import api, cli, registry
-from stillroom.export.runtime import OnnxStudent
+from stillroom.export.runtime import GRAPHS, OnnxStudent
 from stillroom.records import BadInputError, asked
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.depth_anything import DepthAnythingConfig
@@ -97,6 +97,13 @@ def test_any_number_of_photos_and_own_words(graphs: Path) -> None:
         np.testing.assert_allclose(
             other.geometry().depth, mine.geometry().depth, rtol=1e-3, atol=1e-4
         )
+
+
+def test_graphs_tell_nothing_of_the_machine_that_made_them(graphs: Path) -> None:
+    for name in GRAPHS:
+        written = (graphs / f"{name}.onnx").read_bytes()
+        assert b"stack_trace" not in written
+        assert str(Path(api.__file__).parent).encode() not in written
 
 
 def test_questions_leave_the_scene_as_it_was(graphs: Path) -> None:

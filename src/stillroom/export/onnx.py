@@ -275,6 +275,9 @@ def _write(models: Mapping[str, Any], out: Path) -> None:
 
     places: dict[tuple[str, str], tuple[int, int]] = {}
     for name, model in models.items():
+        # Where each node was traced: paths of this machine, and most of a graph's size.
+        for part in (model.graph, *model.graph.node, *model.graph.value_info):
+            part.ClearField("metadata_props")
         with (out / _DATA[name]).open("ab") as file:
             for tensor in model.graph.initializer:
                 data = tensor.raw_data
