@@ -1,15 +1,16 @@
-"""What do smaller weights cost: right answers, size on disk and memory of a student in every form.
+"""What does it cost to ask for less: smaller weights, fewer photos, smaller photos?
 
     python benchmarks/quant_accuracy.py [--student student_mini] [--rooms 200 | --scenes DIR]
-        [--forms bfloat16 int8 int4 onnx] [--work DIR] [--out FILE]
+        [--forms bfloat16 int8 int4 onnx] [--views 2 3 4] [--sizes 84] [--work DIR] [--out FILE]
 
 The student as it is (computed in float32), in bfloat16, exported to int8, int4 and ONNX answers the
-same questions about made rooms that no shipped student was trained on, or about a split of a
-store. Beside each form's share of right answers (the four families) stands its difference to the
-student as it is, in points, paired by question, with a 95 % interval over scenes; the most memory
-that a process of its own needed above what it had before loading; and the bytes of its weights on
-disk. Prints a table for people, then one JSON line. With ``--work`` exports and answers are kept,
-and the same command goes on where it stopped.
+same questions about made rooms that no shipped student was trained on, or about a split of a store;
+with ``--views`` also from fewer photos, with ``--sizes`` from photos of fewer pixels, in both cases
+without having been trained for that. Beside each form's share of right answers (the four families)
+stands its difference to the student as it is, in points, paired by question, with a 95 % interval
+over scenes; the most memory that a process of its own needed above what it had before loading; and
+the bytes of its weights on disk. Prints a table for people, then one JSON line. With ``--work``
+exports and answers are kept, and the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ EXPORTED = ("int8", "int4", "onnx")
 
 
 def answerer(form: str, folder: Path | str) -> Any:
-    """What answers in a form."""
+    """What answers in a form: one of ``FORMS``, "full", "N photos" or "N pixels"."""
+    count, _, what = form.partition(" ")
+    if what:
+        model = answerer("full", folder)
+        setattr(model.processor, {"photos": "max_views", "pixels": "image_size"}[what], int(count))
+        return model
     if form == "onnx":
         from stillroom.export.runtime import OnnxStudent
 
@@ -143,6 +149,8 @@ def main() -> None:
     parser.add_argument("--rooms", type=int, default=200, help="rooms made without --scenes")
     parser.add_argument("--limit", type=int, help="at most so many scenes of the split")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--views", nargs="*", type=int, default=[], help="photos, besides")
+    parser.add_argument("--sizes", nargs="*", type=int, default=[], help="pixels, besides")
     parser.add_argument("--work", type=Path, help="folder where exports and answers are kept")
     parser.add_argument("--out", type=Path, help="file that the JSON line is also written to")
     chosen = parser.parse_args()
@@ -171,6 +179,8 @@ def measure(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
         folders[form] = work / form if form in EXPORTED else place
         if form in EXPORTED and not folders[form].exists():
             api.export(chosen.student, to=form, out=folders[form])
+    less = [f"{count} photos" for count in chosen.views]
+    folders |= dict.fromkeys([*less, *(f"{count} pixels" for count in chosen.sizes)], place)
     results = evaluate(
         {form: (lambda form=form: answerer(form, folders[form])) for form in folders},
         open_store(scenes),

@@ -370,7 +370,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     ) -> Int[Tensor, "b u"]:
         """The prompts followed by their greedy answers, padded at the end.
 
-        Each is read anew by the language model's own ``forward``: what a session, which is many
+        Each is read anew by the language model's own ``forward``: what a session, which is several
         times as fast, has to agree with token by token.
 
         Raises:
