@@ -42,9 +42,9 @@ def answerer(form: str, folder: Path | str) -> Any:
         setattr(model.processor, {"photos": "max_views", "pixels": "image_size"}[what], int(count))
         return model
     if form == "onnx":
-        from stillroom.export.runtime import OnnxStudent
+        from stillroom.export.runtime import GraphStudent
 
-        return OnnxStudent.from_folder(folder)
+        return GraphStudent.from_folder(folder)
     import torch
 
     from stillroom.students.session import StudentAnswerer

@@ -365,8 +365,10 @@ def params(recipe: str, *, quant: Literal["int8", "int4"] | None = None) -> dict
     return table
 
 
-def export(model: str, *, to: Literal["int8", "int4", "onnx"], out: Path | str) -> dict[str, Any]:
-    """Write a student in another form: weights of 8 or 4 bits, or ONNX graphs.
+def export(
+    model: str, *, to: Literal["int8", "int4", "onnx", "executorch"], out: Path | str
+) -> dict[str, Any]:
+    """Write a student in another form: weights of 8 or 4 bits, ONNX graphs or ExecuTorch programs.
 
     Returns what was written, with sizes on disk in bytes.
     """
@@ -380,6 +382,10 @@ def export(model: str, *, to: Literal["int8", "int4", "onnx"], out: Path | str) 
         from stillroom.export.onnx import export_onnx
 
         return export_onnx(place, Path(out))
+    if to == "executorch":
+        from stillroom.export.executorch import export_executorch
+
+        return export_executorch(place, Path(out))
     from stillroom.export.quantise import quantise
 
     return quantise(place, Path(out), weights=to)

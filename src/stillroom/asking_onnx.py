@@ -23,7 +23,7 @@ def reply(
         BadInputError: no graphs there, the question is empty or too long, or something is asked for
             that graphs do not tell.
     """
-    from stillroom.export.runtime import OnnxStudent
+    from stillroom.export.runtime import GraphStudent
 
     wanted = asked(scene.scene_id, question)
     for name, value in {"boxes": boxes, **more}.items():
@@ -31,7 +31,7 @@ def reply(
             raise BadInputError(
                 f"ONNX graphs give no {name}; leave it out, or leave --runtime onnx out"
             )
-    student = OnnxStudent.from_folder(model)
+    student = GraphStudent.from_folder(model)
     if depth and not student.settings.get("has_depth"):
         raise BadInputError(f"{model!r} has no depth head and gives no depth")
     session = student.open(scene)

@@ -54,7 +54,7 @@ results
   ablate             train and compare the arms of table2, table3 or slots
   probe              what can be read from a student's slots, and where they look
   ask                ask a model about a folder of photos
-  export             a student with weights of 8 or 4 bits, or as ONNX graphs
+  export             a student with weights of 8 or 4 bits, as ONNX graphs, or for ExecuTorch
   bench latency      time teacher and student side by side, stage by stage
   params             parameters of a recipe's student, counted without allocating
   verify             a port or a scorer against recorded outputs
@@ -709,12 +709,12 @@ def export(words: Sequence[str]) -> int:
         model: Positional[ModelName],
         /,
         *,
-        to: Literal["int8", "int4", "onnx"],
+        to: Literal["int8", "int4", "onnx", "executorch"],
         out: Path,
         json: bool = False,
     ) -> dict[str, Any]:
-        """Write a student in another form: weights of 8 or 4 bits (a folder like any other), or
-        ONNX graphs for ask --runtime onnx.
+        """Write a student in another form: weights of 8 or 4 bits (a folder like any other), ONNX
+        graphs for ask --runtime onnx, or programs for ExecuTorch's runtime on a device.
 
         Args:
             model: student_mini, a checkpoint folder, or a hub id.

@@ -16,7 +16,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from stillroom import api, cli, registry
-from stillroom.export.runtime import GRAPHS, OnnxStudent
+from stillroom.export.runtime import GRAPHS, GraphStudent
 from stillroom.records import BadInputError, asked
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.depth_anything import DepthAnythingConfig
@@ -72,7 +72,7 @@ def test_two_hundred_answers_are_those_of_torch(graphs: Path, tmp_path: Path) ->
     make_scenes(tmp_path, count=9, seed=77, questions=24, split="test", workers=1)
     store = open_store(tmp_path)
     ours = StudentAnswerer.from_folder(registry.locate("student_mini"))
-    theirs = OnnxStudent.from_folder(graphs, threads=1)
+    theirs = GraphStudent.from_folder(graphs, threads=1)
     count, said = 0, set()
     for name in store.scene_ids():
         scene, questions = store.scene(name), store.questions(name)
@@ -88,7 +88,7 @@ def test_any_number_of_photos_and_own_words(graphs: Path) -> None:
     scene = api.open_photos(CAPTURE)
     photos = [view.rgb for view in scene.views]
     ours = StudentAnswerer.from_folder(registry.locate("student_mini"))
-    theirs = OnnxStudent.from_folder(graphs, threads=1)
+    theirs = GraphStudent.from_folder(graphs, threads=1)
     for count in (1, 2, 5, 8):
         mine, other = (one.open_scene((photos * 3)[:count]) for one in (ours, theirs))
         assert other.views == mine.views
@@ -107,7 +107,7 @@ def test_graphs_tell_nothing_of_the_machine_that_made_them(graphs: Path) -> None
 
 
 def test_questions_leave_the_scene_as_it_was(graphs: Path) -> None:
-    session = OnnxStudent.from_folder(graphs, threads=1).open(api.open_photos(CAPTURE))
+    session = GraphStudent.from_folder(graphs, threads=1).open(api.open_photos(CAPTURE))
     before = session.keys.copy(), session.values.copy()
     first = session.ask("Describe the room.")
     assert np.array_equal(session.keys, before[0])
@@ -246,7 +246,7 @@ def _compared(kind: str, home: Path) -> None:
     processor = StillroomProcessor(image_size=student.config.image_size, max_views=4)
     student.save_pretrained(home / "torch")
     processor.save_pretrained(home / "torch")
-    theirs = OnnxStudent.from_folder(exported(str(home / "torch"), home / "onnx"), threads=1)
+    theirs = GraphStudent.from_folder(exported(str(home / "torch"), home / "onnx"), threads=1)
     ours = StudentAnswerer.from_folder(home / "torch")
     rng = np.random.default_rng(0)
     said = set()
@@ -312,7 +312,7 @@ def test_without_its_packages_the_extra_is_named(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["student_mini"], "holds no ONNX graphs; write them with stillroom export"),
+        (["student_mini"], "holds no graphs for onnx; write them with stillroom export"),
         (["{graphs}", "--boxes"], "ONNX graphs give no boxes"),
     ],
 )
@@ -341,8 +341,8 @@ def test_damaged_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:
         shutil.copytree(graphs, copy)
         (copy / name).write_bytes((copy / name).read_bytes()[:40])
         with pytest.raises(BadInputError, match=complaint):
-            OnnxStudent.from_folder(copy)
+            GraphStudent.from_folder(copy)
     (tmp_path / "0" / "onnx.json").write_bytes((graphs / "onnx.json").read_bytes())
     (tmp_path / "0" / "prefill.onnx").unlink()
     with pytest.raises(BadInputError, match=r"holds no prefill\.onnx"):
-        OnnxStudent.from_folder(tmp_path / "0")
+        GraphStudent.from_folder(tmp_path / "0")

@@ -1,4 +1,4 @@
-"""A student in ONNX graphs, answering with onnxruntime, numpy and Pillow; torch is not imported.
+"""A student in exported graphs, answering with onnxruntime, numpy and Pillow; no torch is imported.
 
 Decoding is that of ``engine/generate.py``: greedy, bound to a question's options where it has any,
 behind a scene that is read once.
@@ -7,9 +7,9 @@ behind a scene that is read once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -31,60 +31,54 @@ CONFIG_FILE = "onnx.json"
 ROOM = 64
 
 
-class OnnxStudent:
+@runtime_checkable
+class Graph(Protocol):
+    """One graph, whatever runs it."""
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Its outputs, in order; inputs that it has no use for are left out."""
+        ...
+
+
+class GraphStudent:
     """The graphs of an exported student: opens scenes."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, threads: int | None) -> None:
-        self.settings = settings
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], graphs: Mapping[str, Graph]
+    ) -> None:
+        self.settings, self.graphs = settings, graphs
         self.processor = StillroomProcessor.from_pretrained(folder)
-        self._sessions = {name: _session(folder / f"{name}.onnx", threads) for name in GRAPHS}
-        self._inputs = {
-            name: {one.name for one in session.get_inputs()}
-            for name, session in self._sessions.items()
-        }
 
     @classmethod
-    def from_folder(cls, where: Path | str, *, threads: int | None = None) -> OnnxStudent:
+    def from_folder(cls, where: Path | str, *, threads: int | None = None) -> GraphStudent:
         """A folder that ``stillroom export CHECKPOINT --to onnx`` wrote; ``threads`` of the CPU.
 
         Raises:
             BadInputError: another folder, a graph that is missing or damaged, or no onnxruntime.
         """
         folder = Path(where)
-        file = folder / CONFIG_FILE
-        if not file.is_file():
-            raise BadInputError(
-                f"{where} holds no ONNX graphs; write them with stillroom export CHECKPOINT --to "
-                "onnx --out DIR, and name DIR"
-            )
-        try:
-            settings = json.loads(file.read_text())
-            for name in ("layers", "heads", "head_width", "slots", "positions", "visibility"):
-                settings[name]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInputError(f"{file} is damaged ({error}); export the student again") from None
-        return cls(folder, settings, threads=threads)
+        settings = read_settings(folder / CONFIG_FILE, "onnx")
+        graphs = {name: OnnxGraph(folder / f"{name}.onnx", threads) for name in GRAPHS}
+        return cls(folder, settings, graphs)
 
-    def open(self, scene: Scene) -> OnnxSession:
+    def open(self, scene: Scene) -> GraphSession:
         """Look at a scene once."""
-        return OnnxSession(self, [view.rgb for view in scene.views], scene_id=scene.scene_id)
+        return GraphSession(self, [view.rgb for view in scene.views], scene_id=scene.scene_id)
 
-    def open_scene(self, photos: Sequence[Photo]) -> OnnxSession:
+    def open_scene(self, photos: Sequence[Photo]) -> GraphSession:
         """Look at loose photos of one scene: paths, Pillow images or arrays."""
         scene_id = content_hash(["photos", *map(photo_identity, photos)])
-        return OnnxSession(self, photos, scene_id=scene_id)
+        return GraphSession(self, photos, scene_id=scene_id)
 
     def run(self, graph: str, **inputs: np.ndarray) -> list[np.ndarray]:
-        """The outputs of a graph, in order; inputs that it has no use for are left out."""
-        taken = {name: array for name, array in inputs.items() if name in self._inputs[graph]}
-        found: list[np.ndarray] = self._sessions[graph].run(None, taken)
-        return found
+        """The outputs of a graph, in order."""
+        return self.graphs[graph](inputs)
 
 
-class OnnxSession:
+class GraphSession:
     """One scene: encoder and prefill have run, only questions are left."""
 
-    def __init__(self, student: OnnxStudent, photos: Sequence[Photo], *, scene_id: str) -> None:
+    def __init__(self, student: GraphStudent, photos: Sequence[Photo], *, scene_id: str) -> None:
         self.student, self.scene_id = student, scene_id
         processor = student.processor
         #: Which photos were looked at, by number.
@@ -152,7 +146,7 @@ class OnnxSession:
 class _Row:
     """Keys and values that grow behind a scene's."""
 
-    def __init__(self, student: OnnxStudent, keys: np.ndarray, values: np.ndarray) -> None:
+    def __init__(self, student: GraphStudent, keys: np.ndarray, values: np.ndarray) -> None:
         self.student, self.length = student, keys.shape[2]
         self.keys, self.values = keys, values
 
@@ -160,10 +154,11 @@ class _Row:
         """Logits behind so many new tokens, the slots among them."""
         settings = self.student.settings
         count, start = len(ids) + slots, self.length
-        if start + count > settings["positions"]:
+        room = min(settings["positions"] - start - slots, settings.get("words", len(ids)))
+        if len(ids) > room:
             raise BadInputError(
                 f"the question has {len(ids)} tokens, but beside this scene there is room for "
-                f"{max(settings['positions'] - start - slots, 0)}; shorten it"
+                f"{max(room, 0)}; shorten it"
             )
         seen = None
         if settings["visibility"] == "causal" and count > 1:
@@ -202,6 +197,40 @@ def _hidden(seen: np.ndarray | None, rows: int, columns: int) -> Float32[np.ndar
     if seen is None:
         return np.zeros((rows, columns), np.float32)
     return np.where(seen, np.float32(0), np.float32(-np.inf))
+
+
+def read_settings(file: Path, form: str) -> dict[str, Any]:
+    """What an export wrote beside its graphs.
+
+    Raises:
+        BadInputError: it is not there, or damaged.
+    """
+    if not file.is_file():
+        raise BadInputError(
+            f"{file.parent} holds no graphs for {form}; write them with stillroom export "
+            f"CHECKPOINT --to {form} --out DIR, and name DIR"
+        )
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text())
+        for name in ("layers", "heads", "head_width", "slots", "positions", "visibility"):
+            settings[name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{file} is damaged ({error}); export the student again") from None
+    return settings
+
+
+class OnnxGraph:
+    """A graph run by onnxruntime, with so many ``threads`` (default: its own choice)."""
+
+    def __init__(self, file: Path, threads: int | None) -> None:
+        self.session = _session(file, threads)
+        self.inputs = {one.name for one in self.session.get_inputs()}
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """As the protocol says."""
+        taken = {name: array for name, array in inputs.items() if name in self.inputs}
+        found: list[np.ndarray] = self.session.run(None, taken)
+        return found
 
 
 def _session(file: Path, threads: int | None) -> Any:
