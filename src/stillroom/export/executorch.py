@@ -130,8 +130,10 @@ def _program(name: str, student: StillroomStudent, most: Most) -> bytes:
 
 def _require_executorch() -> None:
     try:
-        import executorch.exir
-        import executorch.runtime  # noqa: F401
+        with quiet():  # it says of itself that it is experimental
+            import executorch.exir
+            import executorch.extension.pybindings.portable_lib
+            import executorch.runtime  # noqa: F401
     except ImportError:
         raise BadInputError(
             "programs for ExecuTorch need it: pip install 'stillroom[executorch]'"
