@@ -12,6 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+#: Processes that ran or waited on this machine in the minute before the benchmark began.
+LOAD_BEFORE = os.getloadavg()[0]
+#: Above this, something else had a share of the machine.
+QUIET = 0.5
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -31,7 +35,7 @@ def circumstances(
     """Machine, command, date and versions of a measurement.
 
     ``device`` names the GPU where one was measured; ``load`` is what else ran when it began
-    (processes, from ``os.getloadavg``), for a benchmark on a machine that others use too.
+    (processes, from ``os.getloadavg``), by default in the minute before this was imported.
     """
     found = {
         "machine": f"{device or processor()}, {os.cpu_count()} cores, {platform.system()}",
@@ -39,7 +43,13 @@ def circumstances(
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }
-    return found if load is None else found | {"load_before": round(load, 2)}
+    before = LOAD_BEFORE if load is None else load
+    found["load_before"] = round(before, 2)
+    if before > QUIET:
+        found["load_note"] = (
+            f"{before:.2f} processes ran on average in the minute before: times may be too long"
+        )
+    return found
 
 
 def write(record: Mapping[str, Any], out: Path | None) -> None:

@@ -77,7 +77,9 @@ def prepare(options: argparse.Namespace, folder: Path) -> Work:
     store, said = open_store(scenes), open_labels(labels)
     student, processor = build_student(config, registry.locate(config.encoder))
     ids = store.scene_ids("train")
-    features = cache_features(student, processor, store, ids, folder / "features", encoder="mini")
+    features = cache_features(
+        student, processor, store, ids, folder / "features", encoder="mini", scenes_per_pass=8
+    )
     questions = {
         scene_id: [q for q in store.questions(scene_id) if q.family in FAMILIES] for scene_id in ids
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from stillroom import cli, registry
-from stillroom.asking import Reply, box_lines, box_rows, write_depth
+from stillroom.asking import Reply, box_lines, box_rows, depth_lines, write_depth
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig
 from stillroom.geometry.poses import rotation_z
@@ -192,3 +193,22 @@ def test_pictures_of_depth_share_one_scale_and_photos_of_one_name_stay_apart(
     near, far = slope[0, 0], slope[-1, -1]
     assert near[0] > near[2]
     assert far[2] >= far[0] - 10
+
+
+def test_depth_without_a_scale_is_not_called_metres(tmp_path: Path) -> None:
+    views = ("left.png", "right.png")
+    metric, free = (
+        write_depth(Reply(question="q", answer="a", geometry=told, views=views), tmp_path / name)
+        for name, told in (
+            ("metre", geometry()),
+            ("scene", replace(geometry(), depth_unit="scene")),
+        )
+    )
+    assert {row["unit"] for row in metric} == {"metre"}
+    assert metric[1].keys() - free[1].keys() == {"near_m", "median_m", "far_m"}
+    assert (free[1]["unit"], free[1]["near"], free[1]["far"]) == ("scene", 1.0, 3.0)
+    assert "1.00 to 3.00 m," in depth_lines(metric)[-1]
+    *maps, note = depth_lines(free)
+    assert "1.00 to 3.00 units of the scene," in maps[-1]
+    assert " m," not in maps[-1]
+    assert "neither is metres" in note

@@ -1,6 +1,7 @@
 """The model card over a student's life: distilled, evaluated, distilled again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from stillroom import api, registry
 from stillroom.distill.config import DistillConfig, SlotConfig, StudentSizes
+from stillroom.records import BadInputError
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_load import save_vggt
 from stillroom.testing import tiny_encoder_config, tiny_store
@@ -67,3 +69,35 @@ def test_a_shipped_students_card_is_not_touched(tmp_path: Path) -> None:
     rows = {"student_mini": {"overall": {"score": 1.0, "low": 1.0, "high": 1.0, "n": 1}}}
     api.refresh_card("student_mini", {"rows": rows, "meta": {}}, row="student_mini")
     assert card.read_text() == before
+
+
+def test_a_student_begun_from_another_names_that_ones_encoder_and_teacher(
+    config: DistillConfig, tmp_path: Path
+) -> None:
+    scenes = tiny_store(tmp_path / "scenes", scenes=4, splits=("train", "val"))
+    api.label(scenes, teacher="truth", out=tmp_path / "labels", signals=("answers",))
+    folders = {"scenes": scenes, "labels": tmp_path / "labels"}
+    api.distill(config, **folders, out=tmp_path / "first", recipe="first_one")
+    student = tmp_path / "first" / "student"
+    facts = json.loads((student / "provenance.json").read_text())
+    facts |= {
+        "teacher": {"name": "llava3d:ChaimZhu/LLaVA-3D-7B"},
+        "encoder": "facebook/VGGT-1B",
+    }
+    (student / "provenance.json").write_text(json.dumps(facts))
+    # The recipe's own encoder is of another name, and looked at by nobody.
+    save_vggt(VGGT(tiny_encoder_config(), seed=1), tmp_path / "other_encoder")
+    again = replace(config, start_from=str(student), encoder=str(tmp_path / "other_encoder"))
+    api.distill(again, **folders, out=tmp_path / "second", recipe="second_one")
+    found = json.loads((tmp_path / "second" / "student" / "provenance.json").read_text())
+    assert found["encoder"] == "facebook/VGGT-1B"
+    assert found["teacher"]["name"] == "truth"
+    assert found["parent"] == facts
+    card = (tmp_path / "second" / "student" / "README.md").read_text()
+    assert "| encoder | facebook/VGGT-1B | CC BY-NC 4.0" in card
+    assert "| its teacher | llava3d:ChaimZhu/LLaVA-3D-7B | readme CC BY-NC-SA" in card
+    assert "other_encoder" not in card.replace(found["command"], "")
+    assert "license: other" in card
+    (student / "provenance.json").write_text("{")
+    with pytest.raises(BadInputError, match=r"provenance\.json is damaged: restore it, or remove"):
+        api.distill(again, **folders, out=tmp_path / "third", recipe="third_one")

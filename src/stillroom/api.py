@@ -411,9 +411,16 @@ def evaluate(
     labels: Path | str | None = None,
     split: str = "test",
     limit: int | None = None,
+    blind_student: str | None = None,
+    no_slots_student: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a model on a split; ``results.json`` and ``report.html`` in ``out``."""
+    """Score a model on a split; ``results.json`` and ``report.html`` in ``out``.
+
+    ``blind_student`` is a student that was trained without pictures (recipe mini_cpu_blind): what
+    is above blind is then above the stronger of it and the guesser of words. ``no_slots_student``
+    is one without slots. Both stand as rows beside the model.
+    """
     from stillroom import registry
     from stillroom.evaluate.report import write_report
     from stillroom.evaluate.run import evaluate as score
@@ -439,8 +446,14 @@ def evaluate(
             beside.append(f"shuffled:{model}")
         if kind == "llava3d":
             beside.append(f"no_depth:{model}")
-    for name in dict.fromkeys([model, *beside]):
-        rows[name] = _loader(name, store, split)
+    names = {name: name for name in [model, *beside]}
+    for row, given in (("blind_student", blind_student), ("student_no_slots", no_slots_student)):
+        if given is not None:
+            if registry.kind_of(given)[0] != "student":
+                raise BadInputError(f"{given!r} is no student; name a student's checkpoint")
+            names[row] = given
+    for row, name in names.items():
+        rows[row] = _loader(name, store, split)
     results = score(
         rows,
         store,
@@ -448,10 +461,14 @@ def evaluate(
         out=out,
         teacher_row="teacher" if "teacher" in rows else None,
         student_row=model,
-        meta=run_meta(started, parameters={model: registry.parameters(model)}),
+        meta=run_meta(
+            started,
+            parameters=_parameters(names, teacher, labels),
+            students=made_from(names),
+        ),
         progress=progress,
         limit=limit,
-        identities={name: _identity(name, teacher, labels) for name in rows},
+        identities={row: _identity(names.get(row, row), teacher, labels) for row in rows},
         meteor_rows=[name for name in ("teacher", model) if name in rows],
     )
     write_report(results, out=out, store=store)
@@ -526,16 +543,51 @@ def evaluate_suite(
         out=out,
         teacher_row="teacher" if "teacher" in rows else None,
         student_row=model,
-        meta=run_meta(started, parameters={model: registry.parameters(model)}),
+        meta=run_meta(started, parameters=_parameters({model: model}, teacher, labels)),
         progress=progress,
         limit=limit,
         identities=identities,
         scorer=scorer_of(chosen, items),
+        scorer_ids=[one for column in chosen.columns.values() for one in column.scorers.values()],
         prompt_id=chosen.prompt_id if prompt == "official" else PLAIN_PROMPT,
     )
     results = add_tables(results, chosen, items, missing, store, out, decoding=decoding)
     write_report(results, out=out, store=store)
     return results
+
+
+def made_from(names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Recipe, seed and steps of the students behind a table's rows, of those that tell."""
+    from stillroom import registry
+    from stillroom.scenes.store import read_json
+    from stillroom.students.card import PROVENANCE_FILE
+
+    found = {}
+    for row, name in names.items():
+        kind, where = registry.kind_of(name)
+        place = registry.locate(where) if kind == "student" else ""
+        if isinstance(place, Path) and (place / PROVENANCE_FILE).is_file():
+            facts = read_json(place / PROVENANCE_FILE)
+            found[row] = {part: facts.get(part) for part in ("recipe", "seed", "steps")}
+    return found
+
+
+def _parameters(
+    names: Mapping[str, str], teacher: str | None, labels: Path | str | None
+) -> dict[str, int]:
+    """All that the checkpoints behind a table's rows hold, of those that have one here."""
+    from stillroom import registry
+    from stillroom.teachers.label_store import open_labels
+
+    named = dict(names)
+    if teacher is None and labels is not None:
+        told = str(open_labels(labels).settings["teacher"].get("name", ""))
+        # Labels name a teacher of this machine or of another.
+        teacher = told if told in registry.SHIPPED else None
+    if teacher is not None:
+        named["teacher"] = teacher
+    counted = {row: registry.parameters(name) for row, name in named.items()}
+    return {row: count for row, count in counted.items() if count is not None}
 
 
 def _decoding(row: str, teacher: str | None) -> str | None:
@@ -629,13 +681,15 @@ def ablate(
     base: DistillConfig | None = None,
     steps: int | None = None,
     no_objects_encoder: str | None = None,
+    processes: int | None = None,
     progress: Progress | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Train and compare the arms of a suite; what ``OUT/ABLATION.json`` holds.
 
-    ``base`` takes the place of the recipe's config; ``how`` are further fields of
-    ``bench.ablation.Ablation`` (seeds, arms, split, limit, processes, plateau).
+    ``base`` takes the place of the recipe's config; ``processes`` are two where there are as many
+    cores; ``how`` are further fields of ``bench.ablation.Ablation`` (seeds, arms, split, limit,
+    plateau, null_size, arms_folder).
     """
     from stillroom import recipes, registry
     from stillroom.bench import ablation
@@ -653,6 +707,7 @@ def ablate(
         no_objects_encoder=None
         if no_objects_encoder is None
         else registry.locate(no_objects_encoder),
+        processes=min(2, len(os.sched_getaffinity(0))) if processes is None else processes,
         **how,
     )
     return ablation.ablate(asked, meta=run_meta(time.monotonic()), progress=progress)
@@ -761,11 +816,14 @@ def run_meta(started: float, **more: Any) -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The checkout's commit; "unknown" for an installed wheel."""
+    """The checkout's commit, with "-dirty" where it was changed; "unknown" for an installed
+    wheel."""
     here = Path(__file__).resolve().parent
     if not (here.parents[1] / "pyproject.toml").is_file():
         return "unknown"  # installed: the repository around it, if any, is another's
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    # "-dirty" where tracked files were changed since; tags are no commits.
+    command = ["git", "--no-optional-locks", "-C", str(here), "describe", "--always", "--dirty"]
+    command += ["--exclude", "*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

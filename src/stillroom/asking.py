@@ -55,6 +55,11 @@ class Diagnosis:
     vocabulary: int
 
 
+#: What is said below depth that has no scale.
+NO_METRES = (
+    "This student's encoder tells depth without a scale: in one scene 2 is twice as far as 1, but "
+    "neither is metres."
+)
 #: Seed and number of the made room whose photos stand in for other ones, and of random slots.
 SAMPLE_ROOM = (2026, 0)
 
@@ -213,15 +218,18 @@ def box_lines(geometry: SceneGeometry) -> list[str]:
 
 
 def write_depth(said: Reply, folder: Path) -> list[dict[str, Any]]:
-    """Depth of every photo in ``folder``: ``NAME.npy`` in metres, ``NAME.png`` to look at.
+    """Depth of every photo in ``folder``: ``NAME.npy`` in the student's unit, ``NAME.png`` to look
+    at.
 
     The maps are of the middle square of each photo, as the student sees it; all pictures share one
-    scale of colours, near is red. Returns where they lie and how deep they go.
+    scale of colours, near is red. Returns where they lie and how deep they go: names end in ``_m``
+    where the unit is metres.
     """
     import matplotlib
 
     assert said.geometry.depth is not None
-    maps = said.geometry.depth
+    maps, unit = said.geometry.depth, said.geometry.depth_unit
+    suffix = "_m" if unit == "metre" else ""
     least, most = float(maps.min()), float(maps.max())
     colours = matplotlib.colormaps["turbo_r"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,21 +244,24 @@ def write_depth(said: Reply, folder: Path) -> list[dict[str, Any]]:
                 "view": name,
                 "npy": str(npy),
                 "png": str(png),
-                "near_m": round(float(depth.min()), 3),
-                "median_m": round(float(np.median(depth)), 3),
-                "far_m": round(float(depth.max()), 3),
+                "unit": unit,
+                f"near{suffix}": round(float(depth.min()), 3),
+                f"median{suffix}": round(float(np.median(depth)), 3),
+                f"far{suffix}": round(float(depth.max()), 3),
             }
         )
     return found
 
 
 def depth_lines(written: Sequence[dict[str, Any]]) -> list[str]:
-    """Where depth was written, a line per photo."""
-    return [
-        f"depth of {row['view']}: {row['near_m']:.2f} to {row['far_m']:.2f} m, "
-        f"{row['npy']} and {row['png']}"
-        for row in written
-    ]
+    """Where depth was written, a line per photo, and what it means where it is not in metres."""
+    lines = []
+    for row in written:
+        metric = row["unit"] == "metre"
+        near, far = (row[f"{end}_m" if metric else end] for end in ("near", "far"))
+        reach = f"{near:.2f} to {far:.2f} {'m' if metric else 'units of the scene'}"
+        lines.append(f"depth of {row['view']}: {reach}, {row['npy']} and {row['png']}")
+    return [*lines, *([NO_METRES] if any(row["unit"] == "scene" for row in written) else [])]
 
 
 def _numbers(box: OrientedBox) -> dict[str, Any]:

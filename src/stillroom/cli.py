@@ -560,6 +560,8 @@ def evaluate(words: Sequence[str]) -> int:
         labels: Path | None = None,
         split: Literal["train", "val", "test", "shifted", "all"] = "test",
         limit: int | None = None,
+        blind_student: str | None = None,
+        no_slots_student: str | None = None,
         suite: SuiteName | None = None,
         prompt: Prompt = "official",
         json: bool = False,
@@ -575,6 +577,9 @@ def evaluate(words: Sequence[str]) -> int:
             labels: Label store that holds the teacher's answers already.
             split: Which scenes.
             limit: At most so many scenes.
+            blind_student: A student that was trained without pictures, as the row blind_student:
+                above blind is above the stronger of it and the guesser of words.
+            no_slots_student: A student without slots, as the row student_no_slots.
             suite: Ask a published benchmark instead; scenes is then the folder of its files.
             prompt: With --suite: in the benchmark's words, or question and options alone.
             json: Print the rows as JSON.
@@ -588,6 +593,12 @@ def evaluate(words: Sequence[str]) -> int:
     suite, prompt = given.pop("suite"), given.pop("prompt")
     if suite is not None and given["split"] != "test":
         raise BadInputError("--suite asks all published questions: leave --split out")
+    for flag in ("blind_student", "no_slots_student"):
+        if suite is not None and given[flag] is not None:
+            raise BadInputError(
+                f"--{flag.replace('_', '-')} stands beside a model in made rooms: leave it out "
+                "with --suite"
+            )
     with progress_bar("evaluating") as progress:
         if suite is None:
             results = api.evaluate(**given, progress=progress)
@@ -635,7 +646,8 @@ def ask(words: Sequence[str]) -> int:
             question: What to ask.
             boxes: Also list the things found, in metres right, forward and up from the floor below
                 the first photo's camera.
-            depth: Also write how deep each photo is: NAME.npy in metres, NAME.png to look at.
+            depth: Also write how deep each photo is: NAME.npy in metres (or a unit of the
+                scene: the output says which), NAME.png to look at.
             diagnose: Also read the slots out: their likeliest token, beside random slots and other
                 photos. A probe, not an explanation.
             control_photos: With --diagnose: the other photos; default is a made room.

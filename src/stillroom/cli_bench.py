@@ -39,9 +39,11 @@ def ablate(words: Sequence[str]) -> int:
         arms: tuple[str, ...] = (),
         eval_split: Split = "test",
         limit: int | None = None,
-        processes: int = 1,
+        processes: int | None = None,
         no_objects_encoder: str | None = None,
-        plateau: float | None = None,
+        plateau: float | Literal["auto"] | None = None,
+        null_size: float = 0.03,
+        arms_folder: Path | None = None,
         json: bool = False,
     ) -> dict[str, Any]:
         """Train the arms of a suite, each with every seed, and compare them (docs/ablations.md).
@@ -60,10 +62,14 @@ def ablate(words: Sequence[str]) -> int:
             arms: Train these alone, and the base arm.
             eval_split: Scenes that are asked about.
             limit: At most so many of them.
-            processes: Arms trained side by side, each in a process of its own.
+            processes: Arms trained side by side, each in a process of its own; none is 2 where
+                there are as many cores.
             no_objects_encoder: Of table2: the encoder that was pretrained without object targets.
-            plateau: Score (0 to 1) of the base arm when it gains no more: says whether a missing
-                difference counts.
+            plateau: Score (0 to 1) of the base arm when it gains no more, which says whether a
+                missing difference counts; auto trains it three times as long and measures it.
+            null_size: The largest difference (0 to 1) that may be overlooked where none is said to
+                be seen.
+            arms_folder: Where arms and features lie that several suites share; none is OUT.
             json: Print what ABLATION.json holds.
         """
         return locals()

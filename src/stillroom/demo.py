@@ -120,6 +120,7 @@ def _evaluate(
             "student": registry.parameters(student),
         },
         stages=console.times,
+        students=api.made_from({"student": student}),
     )
     return evaluate(
         rows,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -206,15 +207,20 @@ class Answer:
     text: str
 
 
+#: What lengths are told in: metres, or a unit that only one scene's lengths share.
+DepthUnit = Literal["metre", "scene"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SceneGeometry:
-    """What an answerer believes of a scene's shape; ``depth`` in metres, one map per view.
+    """What an answerer believes of a scene's shape; ``depth`` in ``depth_unit``, one map per view.
 
     ``boxes`` are kinds and boxes of things, those of a student in view0; ``box_scores`` says of
     each how sure it is (0 to 1), and is empty where nobody knows.
     """
 
     depth: Float32[np.ndarray, "views h w"] | None = None
+    depth_unit: DepthUnit = "metre"
     boxes: tuple[tuple[str, OrientedBox], ...] = ()
     box_scores: tuple[float, ...] = ()
 
@@ -346,6 +352,24 @@ class Manifest:
     kind: str
     version: int
     settings: dict[str, object] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=8)
+def weights_digest(place: Path | str) -> str:
+    """16 hex digits of a model folder's weights and configs; a hub id as it is."""
+    if not isinstance(place, Path):
+        return place
+    digest = hashlib.sha256()
+    kinds = ("safetensors", "json", "bin", "model")
+    files = sorted(file for kind in kinds for file in place.glob(f"*.{kind}"))
+    # How a student was made changes nothing of what it says.
+    files = [file for file in files if file.name != "provenance.json"]
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as source:
+            while part := source.read(1 << 24):
+                digest.update(part)
+    return digest.hexdigest()[:16]
 
 
 def require_file(path: Path, what: str) -> Path:

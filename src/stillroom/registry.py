@@ -7,15 +7,14 @@ Shipped: ``encoder_mini``, ``teacher_mini``, ``student_mini``. Kinds: ``llava3d:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stillroom.records import Answerer, BadInputError, Teacher
+from stillroom.records import Answerer, BadInputError, Teacher, weights_digest
 from stillroom.scenes.store import SceneStore
 from stillroom.teachers.options import TOPK, TeacherOptions
 from stillroom.text.vocabulary import Vocabulary
@@ -174,7 +173,7 @@ def describe(name: str, options: TeacherOptions | None = None) -> dict[str, Any]
         told = {"name": f"http:{url}#{model}", "kind": kind, "revision": f"{url}#{model}"}
         return told | HttpOptions.of(options).describe()
     place = locate(where)
-    revision = _revision(place) if isinstance(place, Path) else str(place)
+    revision = weights_digest(place)
     name = unpinned(name)
     shown = name if name in SHIPPED or not isinstance(place, Path) else place.name
     about: dict[str, Any] = {
@@ -213,7 +212,7 @@ def _tower(place: Path | str | None) -> dict[str, str]:
     """What identifies a vision tower that lies outside of its checkpoint."""
     if place is None:
         return {}
-    return {"tower": _revision(place) if isinstance(place, Path) else place}
+    return {"tower": weights_digest(place)}
 
 
 def _is_mobilevlm(place: Path | str) -> bool:
@@ -294,21 +293,6 @@ def count_parameters(folder: Path) -> int:
                 # Two numbers of 4 bits share a byte.
                 total += math.prod(shape) * (2 if name.endswith("weight_int4") else 1)
     return total
-
-
-@lru_cache(maxsize=8)
-def _revision(folder: Path) -> str:
-    digest = hashlib.sha256()
-    kinds = ("safetensors", "json", "bin", "model")
-    files = sorted(file for kind in kinds for file in folder.glob(f"*.{kind}"))
-    # How a student was made changes nothing of what it says.
-    files = [file for file in files if file.name != "provenance.json"]
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as source:
-            while part := source.read(1 << 24):
-                digest.update(part)
-    return digest.hexdigest()[:16]
 
 
 def _teacher_kind(name: str) -> tuple[str, str]:

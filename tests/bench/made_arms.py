@@ -83,6 +83,9 @@ def _write_arm(
         "asked_seconds": 20.0,
         "validation": {"answer_ce": 0.4},
         "parameters": {"total": 1_670_000, "trained": 760_000},
+        "interventions": [row for row in rows if row != "student"],
+        "meta": {},
+        "asked_meta": {},
     }
     (home / "arm.json").write_text(json.dumps(record))
     teacher = {"overall": {"score": 0.9, "low": 0.88, "high": 0.92, "n": luck.size}}

@@ -10,8 +10,18 @@ import pytest
 from made_arms import EACH, SCENES, write_arms
 
 from stillroom.bench.ablation_report import findings, markdown, plateau_sentence, tables
-from stillroom.bench.ablation_table import ablation_record, verdict
-from stillroom.evaluate.paired import Difference
+from stillroom.bench.ablation_table import (
+    Figures,
+    Plateau,
+    Row,
+    _Differences,
+    _Judge,
+    ablation_record,
+    verdict,
+)
+from stillroom.evaluate.intervals import Resampler
+from stillroom.evaluate.paired import Difference, SeedFigure
+from stillroom.recipes.ablations import SUITES
 from stillroom.records import FAMILIES, BadInputError
 
 EFFECTS = {
@@ -21,6 +31,7 @@ EFFECTS = {
     "causal": {"student": 0.75},
     "causal_none": {"student": 0.75},
 }
+PLATEAU = Plateau(score=0.9, source="made up")
 N = SCENES * EACH * len(FAMILIES)
 
 
@@ -31,7 +42,8 @@ def made(home: Path, *, plateau: float | None = None, seeds: int = 3, **more: An
         meta={"commit": "abc1234", "recipe": "made", "steps": 750, "scenes_per_step": 8},
         skipped=more.get("skipped", {}),
         failed=more.get("failed", {}),
-        plateau=plateau,
+        plateau=None if plateau is None else Plateau(score=plateau, source="made up"),
+        **({"null_size": more["null_size"]} if "null_size" in more else {}),
     )
 
 
@@ -66,14 +78,32 @@ def test_no_difference_is_a_result_only_at_the_right_place_of_the_plateau(
     # 0.8 of 0.89 is within 85 to 95 %.
     small = record["arms"]["filler"]["difference"]["score"]["overall"]
     assert abs(small["value"]) < 0.01
+    assert small["detectable"] < 0.03
     assert small["verdict"] == "no difference seen"
     assert record["plateau"]["null_counts"]
     assert "a missing difference counts" in plateau_sentence(record)
-    for plateau, said in ((0.81, "says nothing"), (None, "No plateau was given")):
+    for plateau, said in ((0.81, "says nothing"), (None, "No plateau is known")):
         other = made(tmp_path / str(plateau), plateau=plateau)
         found = other["arms"]["filler"]["difference"]["score"]["overall"]
         assert found["verdict"] == "not told apart"
         assert said in plateau_sentence(other)
+    strict = made(tmp_path / "strict", plateau=0.89, null_size=0.001)
+    found = strict["arms"]["filler"]["difference"]["score"]["overall"]
+    assert found["verdict"] == "not told apart"
+
+
+def test_primary_comparisons_are_corrected_together_and_others_are_marked(
+    record: dict[str, Any],
+) -> None:
+    arms = record["arms"]
+    none, causal = (arms[n]["difference"]["score"]["overall"] for n in ("none", "causal"))
+    assert (none["primary"], none["level"]) == (True, 0.01)
+    assert none["p_holm"] >= none["p"]
+    assert (causal["primary"], causal["p_holm"], causal["level"]) == (False, None, 0.05)
+    assert arms["none"]["difference"]["score"]["size"]["level"] == 0.05 / 20
+    said = {line.split(" (")[0]: line for line in findings(record)}
+    assert "after Holm" in said["none"]
+    assert "secondary, uncorrected" in said["causal"]
 
 
 def test_answers_that_never_change_are_named_so(record: dict[str, Any]) -> None:
@@ -125,7 +155,7 @@ def test_every_table_has_a_line_an_arm_and_its_figures(record: dict[str, Any]) -
         assert family in shown["Against learned, by family"].head
     said = findings(record)
     assert len(said) == len(record["arms"]) - 1 + 1
-    assert any(line.startswith("none (no slots) against learned: -") for line in said)
+    assert any(line.startswith("none (no slots, mask prefix) against learned: -") for line in said)
 
 
 def test_what_is_left_out_or_failed_is_in_the_table(tmp_path: Path) -> None:
@@ -155,16 +185,65 @@ def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
 
 
 def test_without_a_finished_arm_there_is_an_empty_record() -> None:
-    record = ablation_record("slots", {}, meta={}, skipped={}, failed={"a": "b"}, plateau=0.9)
+    record = ablation_record("slots", {}, meta={}, skipped={}, failed={"a": "b"}, plateau=PLATEAU)
     assert record["arms"] == record["pairs"] == {}
     assert "The base arm is not finished" in markdown(record)
 
 
 def test_a_verdict_goes_by_the_corrected_p_and_by_what_is_better() -> None:
-    found = Difference(value=0.1, low=0.02, high=0.2, p=0.01, detectable=0.1, seeds=3)
+    found = Difference(
+        value=0.1, low=0.02, high=0.2, p=0.01, detectable=0.02, level=0.05, freedom=9.0, seeds=3
+    )
     assert verdict(found, 0.01, "score", None) == "better"
     assert verdict(found, 0.01, "answer_ce", None) == "worse"
     assert verdict(found, 0.2, "score", None) == "not told apart"
     assert verdict(found, 0.2, "score", 0.9) == "no difference seen"
     assert verdict(found, 0.2, "score", 0.99) == "not told apart"
-    assert np.isfinite(found.value)
+    assert verdict(found, 0.2, "answer_ce", 0.9) == "not told apart"
+    assert verdict(found, 0.2, "score", 0.9, null_size=0.01) == "not told apart"
+
+
+#: Arms that are drawn, and how.
+TRAINED = ("learned", "none", "filler", "frozen_random", "causal")
+BETWEEN_SEEDS, SEEN_SCENES, ASKED = 0.01, 60, 8
+
+
+def drawn(seed: int, effect: float) -> dict[str, Difference]:
+    """A suite of three seeds in which "none" is truly ``effect`` away and nothing else is."""
+    draw = np.random.default_rng(seed)
+    items = [f"s{n:02d}" for n in range(SEEN_SCENES) for _ in range(ASKED)]
+    resampler = Resampler(items, rng=draw)
+    hard = np.repeat(draw.normal(0, 0.1, SEEN_SCENES), ASKED)
+    rows = {}
+    for name in TRAINED:
+        own = np.repeat(draw.normal(0, 0.05, SEEN_SCENES), ASKED)  # what the arm makes of a scene
+        mean = 0.75 + (effect if name == "none" else 0.0)
+        figures: dict[int, Figures] = {}
+        for number in range(3):
+            right = mean + draw.normal(0, BETWEEN_SEEDS) + hard + own
+            scores = (draw.random(len(items)) < right).astype(float)
+            one = SeedFigure(value=float(scores.mean()), draws=resampler.draws(scores, items))
+            figures[number] = {"score": {"overall": one}}
+        rows[name] = Row(title=name, figures=figures, counts={}, facts={})
+    suite = SUITES["slots"]
+    differ = _Differences(rows=rows, suite=suite, scenes=SEEN_SCENES)
+    compared = {name: differ.between(name, suite.base) for name in TRAINED if name != suite.base}
+    judged = _Judge(suite=suite, share=0.9, null_size=0.03).judged(compared)
+    return {name: one["score"]["overall"] for name, one in judged.items()}
+
+
+def test_what_would_be_seen_is_what_the_verdict_sees_as_often_as_it_says() -> None:
+    primary = [name for name in SUITES["slots"].primary if name in TRAINED]
+    null = [drawn(seed, 0.0) for seed in range(80)]
+    # An error in any primary comparison of a suite, of which 5 % are allowed.
+    wrong = [any(one[p]["verdict"] in ("better", "worse") for p in primary) for one in null]
+    assert np.mean(wrong) <= 0.10
+    # Secondary comparisons are uncorrected, each by itself has 5 %.
+    secondary = [one["causal"]["verdict"] in ("better", "worse") for one in null]
+    assert np.mean(secondary) <= 0.12
+    effect = float(np.mean([one["none"]["detectable"] for one in null]))
+    assert 0.03 < effect < 0.08
+    told = [drawn(1000 + n, -effect)["none"]["verdict"] == "worse" for n in range(80)]
+    assert 0.70 <= np.mean(told) <= 0.92
+    half = [drawn(2000 + n, -effect / 2)["none"]["verdict"] == "worse" for n in range(40)]
+    assert np.mean(half) <= 0.5

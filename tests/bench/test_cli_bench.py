@@ -31,7 +31,16 @@ def test_ablate_trains_compares_and_says_so(
     monkeypatch.setitem(mini.DISTILL, "tiny", lambda: base)  # type: ignore[attr-defined]
     out = tmp_path / "out"
     words = (
-        *("ablate", "table3", "--scenes", str(world / "scenes"), "--labels", str(world / "labels")),
+        *(
+            "ablate",
+            "table3",
+            "--processes",
+            "1",
+            "--scenes",
+            str(world / "scenes"),
+            "--labels",
+            str(world / "labels"),
+        ),
         *("--out", str(out), "--recipe", "tiny", "--seeds", "1", "--steps", "1", "--arms", "k0"),
         *("k4", "--limit", "2", "--plateau", "0.9"),
     )

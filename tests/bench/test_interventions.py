@@ -158,3 +158,19 @@ def test_what_cannot_be_exchanged_is_refused(world: Path, store: SceneStore) -> 
         Intervened(single, "shuffled", store, ids, seed=0)
     with pytest.raises(BadInputError, match="come from another scene"):
         Intervened(single, "swapped", store, ids[:1], seed=0)
+
+
+def test_questions_whose_family_no_other_scene_asks_are_counted(
+    student: RememberingAnswerer, store: SceneStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, questions = asked(store)
+    by = Intervened(student, "swapped", store, ids, seed=0)
+    assert by.without_donor == 0
+    # One scene alone asks of size.
+    every = {scene_id: store.questions(scene_id) for scene_id in ids}
+    for scene_id in ids[1:]:
+        every[scene_id] = [q for q in every[scene_id] if q.family != "size"]
+    monkeypatch.setattr(SceneStore, "questions", lambda _, scene_id: every[scene_id])
+    of_size = [q for q in questions if q.family == "size"]
+    assert of_size
+    assert by.without_donor == len(of_size)

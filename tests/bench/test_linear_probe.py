@@ -20,13 +20,20 @@ STATES = (HIDDEN @ RNG.normal(size=(3, 24)) + 0.05 * RNG.normal(size=(1200, 24))
 KINDS = RNG.integers(0, 12, 1200)
 
 
-def task(targets: np.ndarray, classes: tuple[str, ...] = (), keys: np.ndarray = KINDS) -> ProbeTask:
+def task(
+    targets: np.ndarray,
+    classes: tuple[str, ...] = (),
+    keys: np.ndarray = KINDS,
+    within: np.ndarray | None = None,
+) -> ProbeTask:
+    groups = None if within is None else within.tolist()
+    draws = [control_targets(keys.tolist(), targets, TRAIN, n, within=groups) for n in range(5)]
     return ProbeTask(
         name="made",
         classes=classes,
         where=np.arange(1200),
         targets=targets,
-        control=control_targets(keys.tolist(), targets, TRAIN, seed=0),
+        controls=np.stack(draws),
     )
 
 
@@ -58,10 +65,41 @@ def test_classes_are_read_above_the_commonest() -> None:
 def test_states_that_only_tell_the_kind_have_no_selectivity() -> None:
     # What is asked is a function of the kind, and the states are the kind: learnt by heart.
     one_hot = np.eye(12)[KINDS].astype(np.float32)
-    by_kind = RNG.integers(0, 3, 12)[KINDS].astype(float)
+    by_kind = RNG.permutation(np.repeat([0, 1, 2], 4))[KINDS].astype(float)
     found = probe_task(one_hot, task(by_kind, ("a", "b", "c")), TRAIN, SCENES, RESAMPLER)
     assert found.score.value == found.control.value == 1.0
-    assert found.selectivity.value == 0.0
+    # Each is set against its own commonest class.
+    assert found.selectivity.value == pytest.approx(found.control_guess - found.guess)
+    assert abs(found.selectivity.value) < 0.1
+
+
+#: A full name: its kind and one of eight colours.
+NAMES = KINDS * 8 + RNG.integers(0, 8, 1200)
+
+
+def test_a_kind_that_is_read_is_selective_although_the_control_hangs_on_names() -> None:
+    kinds = tuple(f"k{n:02d}" for n in range(12))
+    asked = task(KINDS.astype(float), kinds, keys=NAMES, within=KINDS)
+    knows_kind = np.eye(12)[KINDS].astype(np.float32)
+    found = probe_task(knows_kind, asked, TRAIN, SCENES, RESAMPLER)
+    assert found.score.value == 1.0
+    # The kind tells next to nothing of the control: eight names of it have as many targets.
+    assert found.control.value - found.control_guess < 0.15
+    assert found.selectivity.low > 0.7
+    # States that are the name know the control by heart too.
+    by_name = probe_task(np.eye(96)[NAMES].astype(np.float32), asked, TRAIN, SCENES, RESAMPLER)
+    assert by_name.score.value == 1.0
+    assert by_name.control.value > 0.9
+    assert abs(by_name.selectivity.value) < 0.1
+
+
+def test_controls_are_balanced_inside_every_group() -> None:
+    targets = KINDS.astype(float)
+    drawn = control_targets(NAMES.tolist(), targets, TRAIN, 0, within=KINDS.tolist())
+    for kind in range(12):
+        of_name = {name: drawn[n] for n, name in enumerate(NAMES.tolist()) if KINDS[n] == kind}
+        assert len(of_name) == 8
+        assert max(np.bincount(np.array(list(of_name.values()), int))) <= 2
 
 
 def test_states_that_never_vary_say_what_is_commonest() -> None:

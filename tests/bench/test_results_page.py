@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ def estimate(score: float) -> dict[str, Any]:
     return {"score": score, "low": score - 0.02, "high": score + 0.02, "n": 40}
 
 
-def evaluation(seed: int, score: float) -> dict[str, Any]:
+ABOVE = {
+    "above_blind": 0.7,
+    "above_blind_low": 0.6,
+    "above_blind_high": 0.8,
+    "blind": "blind_student",
+}
+
+
+def evaluation(seed: int, score: float, recipe: str = "mini_cpu") -> dict[str, Any]:
     """As ``stillroom evaluate`` writes it."""
     names = ("precision", "recall", "f1", "length_ratio", "per_word", "teacher_per_word", "bleu1")
     row: dict[str, Any] = {
@@ -48,7 +57,7 @@ def evaluation(seed: int, score: float) -> dict[str, Any]:
                 ],
             }
         },
-        "retention": {"overall": estimate(score / 0.9) | {"above_blind": 0.7}},
+        "retention": {"overall": estimate(score / 0.9) | ABOVE},
     }
     teacher = {"overall": estimate(0.9), "metrics": {}, "retention": {}}
     return {
@@ -61,6 +70,7 @@ def evaluation(seed: int, score: float) -> dict[str, Any]:
             "split": "test",
             "questions": 40,
             "scenes": 4,
+            "students": {"student": {"recipe": recipe, "seed": seed, "steps": 680}},
             "seeds": {"distill": seed},
             "parameters": {"student": 1_670_000, "teacher": 5_800_000},
         },
@@ -131,13 +141,20 @@ def docs(tmp_path: Path) -> Path:
 def test_every_table_has_its_figures_with_n_seeds_interval_and_commit(docs: Path) -> None:
     text = page(docs / "results")
     # I: each run, and the mean over seeds.
-    assert "| student | 1.67 M | 80.0 % (78.0 to 82.0) |" in text
-    assert "88.9 % (86.9 to 90.9) | 70.0 % | 0.610 (0.590 to 0.630) | 40 |" in text
-    assert "| test | 2 | 82.0 % (80.0 to 84.0) |" in text
+    assert "| student | 1.67 M | 3.47 | 80.0 % (78.0 to 82.0) |" in text
+    kept = "| 88.9 % (86.9 to 90.9) | 70.0 % (60.0 to 80.0), over blind_student |"
+    assert f"{kept} 0.610 (0.590 to 0.630) | 40 |" in text
+    low, high = (82.0 - 2.83 / 2**0.5 * 12.706, 82.0 + 2.83 / 2**0.5 * 12.706)
+    line = next(line for line in text.splitlines() if line.startswith("| mini_cpu | test | 0, 1 |"))
+    told = re.search(r"82\.0 % \((-?[\d.]+) to ([\d.]+)\)", line)
+    # Student's t of one degree of freedom between the seeds swamps the scenes' two points.
+    assert [float(x) for x in told.groups()] == pytest.approx([low, high], rel=0.06)
+    assert line.endswith("| seed0.json, seed1.json |")
     # Slots: the paragraph and the tables.
-    assert "The student with learned slots, before the question, mask prefix answers" in text
-    assert "No slots: -" in text
-    assert "Learned, slots zeroed when asked: -" in text
+    assert "The student with 8 learned slots, before the question, mask prefix answers" in text
+    assert "No slots, mask prefix: -" in text
+    assert "after Holm, worse" in text
+    assert "Secondary, p uncorrected: learned/zeroed - learned -" in text
     assert "3 seeds, 720 questions each." in text
     assert "| learned (base) | 3 |" in text
     # II and III are not there yet, and say so.
@@ -171,6 +188,35 @@ def test_the_papers_figures_stand_beside_its_tables(docs: Path, tmp_path: Path) 
     line = next(line for line in text.splitlines() if line.startswith("| no_depth | 3"))
     assert line.endswith("| 6.92 / 0.095 / 0.52 / 0.31 |")
     assert "| no_objects | left out: no such encoder |" in text
+
+
+def test_students_of_other_recipes_or_of_one_seed_make_no_mean(docs: Path) -> None:
+    write(docs / "results", "seed1.json", evaluation(1, 0.50, recipe="mini_cpu_no_slots"))
+    assert "Students over seeds" not in page(docs / "results")
+    write(docs / "results", "seed1.json", evaluation(0, 0.50))
+    assert "Students over seeds" not in page(docs / "results")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"kind": "ablation", "suite": "slots"},
+        {"kind": "ablation"},
+        {"kind": "latency"},
+        {"rows": {}, "meta": {"student": "x"}},
+        {"rows": {"m": {"metrics": {}}}, "meta": {"student": "m"}},
+        {"rows": [], "meta": []},
+    ],
+)
+def test_a_partial_record_is_named_or_shown_without_a_traceback(
+    record: dict[str, Any], docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (docs / "results" / "slots.json").unlink()
+    write(docs / "results", "part.json", record)
+    code = main([str(docs)])
+    said = capsys.readouterr().err
+    assert code == 0 or "part.json is" in said
+    assert (code == 2) == ("kind" in record or record["rows"] == [])
 
 
 def test_a_page_that_was_touched_or_is_stale_is_noticed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -210,7 +212,13 @@ class Wordless(Silent):
 
 
 def train_on(
-    scenes: list[Scene], world: Path, home: Path, teacher: type, config: DistillConfig = TINY
+    scenes: list[Scene],
+    world: Path,
+    home: Path,
+    teacher: type,
+    config: DistillConfig = TINY,
+    *,
+    encoder: Path | None = None,
 ) -> list[dict]:
     """Two steps on these scenes; the rows of the log."""
     asked = [q for scene in scenes for q in tiny_questions(scene)]
@@ -230,23 +238,21 @@ def train_on(
         scenes=home / "scenes",
         labels=home / "labels",
         out=home / "run",
-        encoder=world / "encoder",
+        encoder=world / "encoder" if encoder is None else encoder,
     )
     return read_log(home / "run" / "log.jsonl", kind="step")
 
 
+def without_depth(scene: Scene) -> Scene:
+    """The scene with nothing measured in any view."""
+    blank = [np.zeros(view.rgb.shape[:2], np.float32) for view in scene.views]
+    views = (replace(view, depth=depth) for view, depth in zip(scene.views, blank, strict=True))
+    return replace(scene, views=tuple(views))
+
+
 def test_one_view_and_no_depth_are_enough_to_learn_from(world: Path, tmp_path: Path) -> None:
     scenes = [tiny_scene(0, views=1, split="train"), tiny_scene(1, views=1, split="val")]
-    bare = [
-        replace(
-            scene,
-            views=tuple(
-                replace(view, depth=np.zeros(view.rgb.shape[:2], np.float32))
-                for view in scene.views
-            ),
-        )
-        for scene in scenes
-    ]
+    bare = [without_depth(scene) for scene in scenes]
     rows = train_on(bare, world, tmp_path, FixedTeacher)
     # Without a measured depth its terms are off; the others are not, and nothing is not a number.
     assert not {name for name in rows[0]["terms"] if name.startswith("depth")}
@@ -306,3 +312,69 @@ def test_a_split_without_an_answer_is_refused_before_anything_is_trained(
 def test_a_validation_of_no_scene_is_refused() -> None:
     with pytest.raises(BadInputError, match="validation_scenes must be at least 1, got 0"):
         replace(TINY, validation_scenes=0)
+
+
+def as_published(encoder: Path, folder: Path) -> Path:
+    """The same weights as others lay them out: nothing says that stillroom trained them."""
+    folder.mkdir()
+    shutil.copy(encoder / "model.safetensors", folder)
+    settings = json.loads((encoder / "config.json").read_text())
+    del settings["model_type"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("heads", [1, 32])
+def test_heads_that_cannot_begin_by_copying_are_one_sentence(world: Path, heads: int) -> None:
+    sizes = replace(TINY.student, hidden_size=128, heads=heads, rotary_share=1.0)
+    with pytest.raises(BadInputError, match="copying needs at least 2 heads of at least 6"):
+        build_student(replace(TINY, student=sizes), world / "encoder")
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_depth_head_that_learnt_metres_makes_a_student_metric(
+    world: Path, tmp_path: Path, measured: bool
+) -> None:
+    public = as_published(world / "encoder", tmp_path / "public")
+    scenes = [tiny_scene(0, split="train"), tiny_scene(1, split="val")]
+    if not measured:
+        scenes = [without_depth(scene) for scene in scenes]
+    config = replace(TINY, losses=LossConfig(depth_head=True))
+    train_on(scenes, world, tmp_path, FixedTeacher, config, encoder=public)
+    student = StudentAnswerer.from_folder(tmp_path / "run" / "student").student
+    assert student.config.depth_unit == ("metre" if measured else "scene")
+
+
+def test_only_an_encoder_that_learnt_metres_tells_depth_in_metres(
+    world: Path, tmp_path: Path
+) -> None:
+    public = as_published(world / "encoder", tmp_path / "public")
+    learnt = replace(TINY, losses=replace(TINY.losses, depth_head=True))
+    units = [
+        build_student(config, encoder)[0].config.depth_unit
+        for config, encoder in (
+            (TINY, world / "encoder"),
+            (TINY, public),
+            (TINY, public / "model.safetensors"),
+            # Nothing is learnt yet.
+            (learnt, public),
+        )
+    ]
+    assert units == ["metre", "scene", "scene", "scene"]
+    # The unit is kept with the student.
+    student, processor = build_student(TINY, public)
+    save_student(student, processor, tmp_path / "student")
+    again = replace(TINY, start_from=str(tmp_path / "student"))
+    assert build_student(again, "")[0].config.depth_unit == "scene"
+
+
+def test_heads_that_do_not_share_the_width_evenly_are_refused() -> None:
+    with pytest.raises(BadInputError, match="hidden_size 16 must be a multiple of heads, got 3"):
+        replace(TINY.student, heads=3)
+    with pytest.raises(BadInputError, match="must be a multiple of heads, got 0"):
+        replace(TINY.student, heads=0)
+
+
+def test_no_scene_a_pass_is_refused() -> None:
+    with pytest.raises(BadInputError, match="scenes_per_pass must be at least 1, got 0"):
+        replace(TINY, scenes_per_pass=0)

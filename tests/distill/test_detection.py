@@ -15,13 +15,14 @@ from stillroom.distill.detection import (
     FOCAL_ALPHA,
     MATCH_BOX,
     MATCH_CLASS,
+    UNKNOWN_KIND,
     UNMATCHED,
     box_l1,
     focal,
     giou_error,
     match,
 )
-from stillroom.distill.scene_labels import Things
+from stillroom.distill.scene_labels import SceneLabels, Things, label_counts
 from stillroom.distill.scene_terms import detection_sums
 from stillroom.students.detector import Detections, box_numbers
 
@@ -176,3 +177,29 @@ def test_switches_name_the_parts() -> None:
         "detection": {"detection_class": 1.0, "detection_box": 1.0}
     }
     assert LossConfig(detection=True, detection_iou=0.5).parts["detection"]["detection_iou"] == 0.5
+
+
+def test_a_thing_of_an_unknown_kind_teaches_its_box_and_no_class() -> None:
+    logits = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    said = Detections(logits=logits, box=TRUTH.clone().requires_grad_())
+    unknown = torch.tensor([[1, UNKNOWN_KIND, 0]])
+    assert match(logits, said.box, unknown, TRUTH).tolist() == [[0, 1, UNMATCHED]]
+    sums = detection_sums(said, Things(kind=unknown, box=TRUTH + 0.1), iou=True)
+    sum(sums.values()).backward()
+    taught = logits.grad[0].abs().sum(dim=-1) > 0
+    # The second guess found it: none would be as wrong as any kind.
+    assert taught.tolist() == [True, False, True]
+    assert (said.box.grad[0].abs().sum(dim=-1) > 0).tolist() == [True, True, False]
+
+
+def test_for_an_unknown_kind_whoever_is_sure_of_a_thing_is_a_good_match() -> None:
+    logits = guesses(0, 3)[None]
+    apart = torch.stack([box((0, 2, 0.5)), box((0, 2.3, 0.5))])[None]
+    unknown = torch.tensor([[UNKNOWN_KIND]])
+    assert match(logits, apart, unknown, TRUTH[:, :1]).tolist() == [[UNMATCHED, 0]]
+
+
+def test_counts_of_unknown_kinds_are_those_of_boxes() -> None:
+    things = Things(kind=torch.tensor([[1, UNKNOWN_KIND, 0]]), box=TRUTH)
+    counts = label_counts(SceneLabels(things=things))
+    assert (counts["detection_class"], counts["detection_box"]) == (1, 16)

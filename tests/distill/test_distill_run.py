@@ -6,18 +6,21 @@ import time
 from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_world import write_world
 
+from stillroom.distill import look as look_module
+from stillroom.distill import run as run_module
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.run import distill, text_alone
-from stillroom.distill.step import count_labelled
+from stillroom.distill.step import count_labelled, distill_step
 from stillroom.engine.naming import UNKNOWN
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.poses import transform, view0_from_world
@@ -25,6 +28,8 @@ from stillroom.records import BadInputError
 from stillroom.scenes.rooms import CATEGORIES, COLOURS
 from stillroom.scenes.store import open_store
 from stillroom.students.encoders.vggt import VGGT
+from stillroom.students.encoders.vggt_load import load_vggt
+from stillroom.students.model import StillroomStudent
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.label import label_scenes
 from stillroom.teachers.label_store import open_labels
@@ -78,6 +83,57 @@ def test_a_run_ends_with_a_student_that_answers(world: Path, tmp_path: Path) -> 
     assert geometry.depth.shape == (2, 28, 28)
 
 
+def test_losses_of_scenes_trained_on_stand_beside_the_held_out_ones(
+    world: Path, tmp_path: Path
+) -> None:
+    said = run(world, tmp_path / "run", replace(TINY, training_scenes=2))
+    rows = read_log(tmp_path / "run", kind="eval")
+    held_out = {name for name in rows[0]["metrics"] if not name.startswith("train.")}
+    assert {f"train.{name}" for name in held_out} == rows[0]["metrics"].keys() - held_out
+    assert {"text", "answer_ce", "depth_ce", "grounding"} <= held_out
+    # Other scenes, other numbers; the best is picked by the held-out ones.
+    last = rows[-1]["metrics"]
+    assert last["train.text"] != last["text"]
+    assert "train." not in said
+    # Six of eight scenes are trained on, two a step: 3 steps an epoch.
+    epochs = read_log(tmp_path / "run", kind="epoch")
+    assert [(row["epoch"], row["steps"]) for row in epochs] == [(1, 3), (2, 3)]
+    assert epochs[0]["terms"].keys() == read_log(tmp_path / "run", kind="step")[0]["terms"].keys()
+    # What is only looked at changes nothing: the same run, though nothing is looked at.
+    run(world, tmp_path / "other", replace(TINY, training_scenes=0))
+    assert "train.text" not in read_log(tmp_path / "other", kind="eval")[0]["metrics"]
+    weights = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("run", "other")]
+    assert weights[0] == weights[1]
+
+
+def test_labels_of_another_teacher_do_not_go_on_with_a_run(world: Path, tmp_path: Path) -> None:
+    def labels(name: str) -> Path:
+        folder = tmp_path / name
+        label_scenes(
+            world / "scenes",
+            FixedTeacher,
+            folder,
+            teacher={"name": name},
+            signals=("answers", "topk_logits"),
+            vocabulary=load_tokenizer().vocabulary(),
+        )
+        return folder
+
+    def learn(taught: Path) -> str:
+        where = {"scenes": world / "scenes", "encoder": world / "encoder"}
+        return distill(TINY, **where, labels=taught, out=tmp_path / "run")
+
+    one, other = labels("one"), labels("other")
+    assert "after 6 steps" in learn(one)
+    files = {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    sentence = r'other settings \(settings\.labels\.teacher\.name: "one" there, "other" now\)'
+    with pytest.raises(BadInputError, match=sentence):
+        learn(other)
+    assert files == {f: f.read_bytes() for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    # The same labelling in another place is the same.
+    assert "after 6 steps" in learn(labels("one"))
+
+
 def test_a_run_goes_on_from_a_student(world: Path, tmp_path: Path) -> None:
     run(world, tmp_path / "first")
     student = tmp_path / "first" / "student"
@@ -114,6 +170,55 @@ def test_the_encoder_runs_once_per_scene(
     for name in ("checkpoint.pt", "best.safetensors", "result.json", "log.jsonl"):
         (tmp_path / "run" / name).unlink()
     assert "after 6 steps" in run(world, tmp_path / "run")
+
+
+def test_the_encoder_takes_no_memory_while_its_features_are_trained_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def spied(student: StillroomStudent, *given: Any) -> Any:
+        found.append(sum(value.numel() for value in student.encoder.parameters()))
+        return distill_step(student, *given)
+
+    # Where a step is taken and where it is evaluated; not where a run begins (reach.py).
+    for module in (run_module, look_module):
+        monkeypatch.setattr(module, "distill_step", spied)
+    run(world, tmp_path / "run")
+    # Six steps, and two evaluations of the two validation scenes and of some training scenes.
+    assert len(found) >= 8
+    assert set(found) == {0}
+    # The student has it again, as it was.
+    kept = load_vggt(world / "encoder", heads=("depth_head",)).state_dict()
+    student = StudentAnswerer.from_folder(tmp_path / "run" / "student").student
+    for name, value in student.encoder.state_dict().items():
+        assert torch.equal(value, kept[name]), name
+    # With a part of it in training it stays.
+    found.clear()
+    learns = replace(TINY, losses=LossConfig(depth_head=True))
+    run(world, tmp_path / "head", learns)
+    assert min(found) > 0
+
+
+def test_scenes_of_a_pass_change_neither_the_run_nor_its_folder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encode = VGGT.encode
+
+    def spied(self: VGGT, images: torch.Tensor, *given: Any, **more: Any) -> Any:
+        sizes.append(len(images))
+        return encode(self, images, *given, **more)
+
+    monkeypatch.setattr(VGGT, "encode", spied)
+    run(world, tmp_path / "one")
+    assert set(sizes) == {1}
+    sizes.clear()
+    run(world, tmp_path / "many", replace(TINY, scenes_per_pass=3))
+    assert sizes == [3, 3, 2]
+    assert "after 6 steps" in run(world, tmp_path / "one", replace(TINY, scenes_per_pass=3))
+    one, many = (read_log(tmp_path / name, kind="step") for name in ("one", "many"))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in many], abs=1e-2)
 
 
 def test_other_settings_in_the_same_folder_are_refused(world: Path, tmp_path: Path) -> None:
@@ -227,7 +332,13 @@ def test_names_stand_at_their_boxes_and_cells_at_their_things(world: Path, tmp_p
     asked = store.questions(scene.scene_id)
     student, processor = build_student(TINY, world / "encoder")
     cache = cache_features(
-        student, processor, store, [scene.scene_id], tmp_path / "features", encoder="x"
+        student,
+        processor,
+        store,
+        [scene.scene_id],
+        tmp_path / "features",
+        encoder="x",
+        scenes_per_pass=1,
     )
     labels = {scene.scene_id: open_labels(world / "labels").labels(scene.scene_id)}
     prompts = {q.question_id: q.prompt for q in asked}
@@ -284,8 +395,8 @@ def test_killed_at_five_moments_it_ends_with_the_same_loss(world: Path, tmp_path
         process.wait()
         seen.append(log.read_bytes().count(b"\n"))
     print(f"rows in the log at each kill: {seen}")
-    # 30 steps and 3 evaluations: no kill came after the end.
-    assert seen[-1] < 33
+    # Steps, evaluations and epochs: no kill came after the end.
+    assert seen[-1] < 30 + 3 + 10
     subprocess.run([*command, str(tmp_path / "killed"), here], check=True)
 
     def losses(folder: str) -> list[object]:

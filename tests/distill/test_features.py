@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from stillroom.distill import features
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.scene_pack import _Shelves
 from stillroom.records import BadInputError, Scene
@@ -26,9 +25,8 @@ SCENES = 6
 
 
 @pytest.fixture(autouse=True)
-def two_scenes_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_thread() -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(features, "SCENES_PER_PASS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +62,7 @@ def make(
         store,
         scene_ids or store.scene_ids(),
         folder,
+        scenes_per_pass=2,
         progress=progress,
         **given,  # type: ignore[arg-type]
     )

@@ -147,7 +147,7 @@ def test_the_edge_student_has_qwens_half_billion() -> None:
 def test_every_row_of_the_papers_tables_and_of_the_slots_controls_is_a_recipe() -> None:
     assert set(ROWS) == {
         *("no_slots", "no_detection", "no_depth", "no_spatial", "no_multi_view", "no_feature"),
-        *("static_weights", "k2", "k4", "k16"),
+        *("static_weights", "k2", "k4", "k8", "k16"),
         *("frozen_random", "filler", "after", "full_prefix", "full_prefix_no_slots"),
         *("causal", "causal_after", "causal_no_slots"),
     }
@@ -178,6 +178,7 @@ def differing(one: DistillConfig, other: DistillConfig) -> set[str]:
         ("static_weights", {"slots.kind", "slots.count", "losses.weighting"}),
         ("k2", {"slots.count"}),
         ("k4", {"slots.count"}),
+        ("k8", set()),
         ("k16", {"slots.count"}),
         ("frozen_random", {"slots.kind"}),
         ("filler", {"slots.kind"}),

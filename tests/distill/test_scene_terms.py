@@ -15,6 +15,7 @@ import torch
 from test_distill_run import TINY, run
 from test_distill_run import world as world  # the same scenes, labels and encoder
 
+from stillroom.distill import own_depth
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
 from stillroom.distill.config import (
@@ -24,10 +25,12 @@ from stillroom.distill.config import (
     SlotConfig,
     StudentSizes,
 )
-from stillroom.distill.features import cache_features
+from stillroom.distill.detection import UNKNOWN_KIND
+from stillroom.distill.features import cache_features, cell_ids
 from stillroom.distill.lacking import scenes_without
 from stillroom.distill.own_depth import ScaledDepth, scale_by_depth, scale_by_distances
 from stillroom.distill.reach import parts_reached, require_reach, term_reach
+from stillroom.distill.run import distill
 from stillroom.distill.scene_labels import label_counts, relation_probs, scene_labels
 from stillroom.distill.step import count_labelled, distill_step
 from stillroom.distill.targets import (
@@ -35,18 +38,23 @@ from stillroom.distill.targets import (
     SceneTargets,
     cache_targets,
     find_teacher,
+    kinds_to_tell,
+    measured_depth,
     posed_depth,
     things_in_sight,
 )
+from stillroom.engine.naming import UNKNOWN
 from stillroom.geometry.correspond import correspond
 from stillroom.geometry.poses import transform, view0_from_world, yaw_of
 from stillroom.recipes import mini, table
 from stillroom.records import BadInputError, Scene, SceneFeatures
-from stillroom.scenes.rooms import CATEGORIES, make_room
-from stillroom.scenes.store import open_store
+from stillroom.scenes.pixels import OTHERS, object_rows, object_table, shown_rows
+from stillroom.scenes.rooms import CATEGORIES, COLOURS, make_room
+from stillroom.scenes.store import SceneStore, open_store, write_manifest, write_shard
+from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import VisionFeatures
 from stillroom.students.detector import oriented_box
-from stillroom.students.encoders.vggt import VGGT, VGGTOutput
+from stillroom.students.encoders.vggt import VGGT, Aggregator, VGGTOutput
 from stillroom.students.encoders.vggt_camera import decode_pose, encode_pose, invert_w2c
 from stillroom.students.encoders.vggt_load import load_vggt, save_vggt
 from stillroom.students.processor import StillroomProcessor
@@ -104,7 +112,9 @@ def batches_of(world: Path, folder: Path, config: DistillConfig = ALL) -> tuple[
     student, processor = build_student(
         config, world / "encoder", feature_width=0 if teacher is None else teacher.width
     )
-    features = cache_features(student, processor, store, ids, folder, encoder="x")
+    features = cache_features(
+        student, processor, store, ids, folder, encoder="x", scenes_per_pass=2
+    )
     targets = cache_targets(
         store, ids, folder, processor=processor, grid=2, losses=config.losses, teacher=teacher
     )
@@ -155,6 +165,148 @@ def test_things_are_boxes_in_view0_with_the_most_seen_first() -> None:
         np.testing.assert_allclose(box.size, thing.box.size, rtol=1e-5)
         turn = yaw_of(to_view0[:3, :3] @ thing.box.rotation) - yaw_of(box.rotation)
         assert math.sin(float(turn)) == pytest.approx(0, abs=1e-5)
+
+
+def renamed(scene: Scene, names: dict[str, str], *, add: int = 0) -> Scene:
+    """The same scene with other kinds of things, and object ids so much larger."""
+    objects = tuple(
+        replace(
+            thing,
+            object_id=thing.object_id + add,
+            category=names.get(thing.category, thing.category),
+        )
+        for thing in scene.objects
+    )
+    views = tuple(
+        replace(
+            view,
+            instances=np.where(view.instances > 0, view.instances + add, 0).astype(np.uint16),
+        )
+        for view in scene.views
+    )
+    return replace(scene, objects=objects, views=views)
+
+
+def test_things_of_other_kinds_are_told_by_the_kinds_given() -> None:
+    scene = renamed(tiny_scene(0), {"chair": "bidet"})
+    processor = StillroomProcessor(image_size=28, max_views=4)
+    made = things_in_sight(scene, processor)
+    assert sorted(made[:2, 1].tolist()) == [UNKNOWN_KIND, CATEGORIES.index("table") + 1]
+    told = things_in_sight(scene, processor, ("bidet", "table"))
+    assert sorted(told[:2, 1].tolist()) == [1, 2]
+    np.testing.assert_array_equal(told[:, 2:], made[:, 2:])
+
+
+@pytest.mark.parametrize("add", [62, 100, 60_000])
+def test_object_ids_may_be_any(add: int) -> None:
+    plain, large = tiny_scene(0), renamed(tiny_scene(0), {}, add=add)
+    processor = StillroomProcessor(image_size=28, max_views=4)
+    rows = object_rows(large)
+    assert set(rows.values()) == {1, 2}
+    where = view0_from_world(plain.views[0].c2w, plain.floor_z)
+    table, cells = object_table(large, where), cell_ids(large, processor, 2)
+    mine = {thing.object_id: rows[thing.object_id + add] for thing in plain.objects}
+    for object_id, row in mine.items():
+        np.testing.assert_array_equal(table[row], object_table(plain, where)[object_id])
+        same = cell_ids(plain, processor, 2) == object_id
+        assert torch.equal(cells == row, same)
+        assert same.any()
+    things = things_in_sight(large, processor)
+    assert set(things[:2, 0].tolist()) == {1, 2}
+
+
+def test_of_more_things_than_the_table_has_rows_those_least_in_sight_share_one() -> None:
+    scene = tiny_scene(0)
+    one = scene.objects[0]
+    instances = np.zeros(scene.views[0].rgb.shape[:2], np.uint16)
+    # 80 things, of 1 to 80 pixels where there is room.
+    ids = np.repeat(np.arange(1, 81), np.minimum(np.arange(1, 81), instances.size // 80))
+    instances.ravel()[: len(ids)] = ids
+    crowd = replace(
+        scene,
+        objects=tuple(replace(one, object_id=number) for number in range(1, 81)),
+        views=(replace(scene.views[0], instances=instances),),
+    )
+    rows = object_rows(crowd)
+    assert len(rows) == OTHERS - 1
+    assert 9 in rows
+    assert 80 not in rows
+    assert 1 not in rows
+    shown = shown_rows(instances, rows)
+    assert set(shown[instances == 1].tolist()) == {OTHERS}
+    assert set(shown[instances == 0].tolist()) <= {0}
+    table = object_table(crowd, np.eye(4))
+    assert (table[OTHERS] == 0).all()
+
+
+def test_made_rooms_keep_their_kinds_and_others_give_theirs() -> None:
+    few = {"most": 2, "least": 2}
+    assert kinds_to_tell({"table": 1, "chair": 1}, **few) == CATEGORIES
+    assert kinds_to_tell({}, **few) == CATEGORIES
+    found = {"table": 5, "bidet": 2, "sink": 9, "urn": 1, "": 30}
+    assert kinds_to_tell(found, **few) == ("sink", "table")
+    assert kinds_to_tell(found, most=9, least=2) == ("bidet", "sink", "table")
+    with pytest.raises(BadInputError, match=r"3 kinds.*none with 4 things.*detection-least"):
+        kinds_to_tell({"urn": 3, "bidet": 1, "vat": 2}, most=9, least=4)
+
+
+def test_boxes_of_a_scanned_world_come_back_under_its_own_kinds(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(world / "scenes")
+    ids = store.scene_ids()
+    scenes = [
+        renamed(
+            store.scene(scene_id),
+            {"chair": "bidet", "table": "urn" if number == 0 else "table"},
+            add=500,
+        )
+        for number, scene_id in enumerate(ids)
+    ]
+    write_manifest(tmp_path / "scenes", {"count": len(ids)})
+    asked = [question for scene_id in ids for question in store.questions(scene_id)]
+    write_shard(tmp_path / "scenes", 0, scenes, asked)
+    losses = LossConfig(detection=True, spatial=True, depth=False)
+    config = replace(ALL, losses=losses, student=replace(SIZES, detection_least=2))
+    with caplog.at_level(logging.INFO, logger="stillroom.distill"):
+        distill(
+            config,
+            scenes=tmp_path / "scenes",
+            labels=world / "labels",
+            out=tmp_path / "run",
+            encoder=world / "encoder",
+        )
+    assert "detection tells 2 kinds apart; 1 of 16 things are of 1 others" in caplog.text
+    answerer = StudentAnswerer.from_folder(tmp_path / "run" / "student")
+    assert answerer.student.config.detection_kinds == ["bidet", "table"]
+    boxes = answerer.open(scenes[0]).geometry(least_score=0.0).boxes
+    assert {name for name, _ in boxes} <= {"bidet", "table"}
+    assert boxes
+    rows = read_log(tmp_path / "run" / "log.jsonl", kind="step")
+    assert {"detection_class", "detection_box", "spatial_relation", "naming"} <= set(
+        rows[0]["terms"]
+    )
+
+
+def test_cells_of_an_unnamed_kind_are_not_called_nameless(world: Path, tmp_path: Path) -> None:
+    _, batches = batches_of(world, tmp_path, TINY)
+    batch = batches.sample([0])
+    row = batches.rows[0]
+    shown = batches.features.cells[row].astype(int).reshape(batch.cell_names.shape[1:3])
+    assert (batch.cell_names[0][torch.from_numpy(shown > 0)] > 0).all()
+    # The same scene, of whose chair nobody here has the word, and whose table has no known colour.
+    objects = np.array(batches.features.objects)
+    objects[row, 2, 0] = 0
+    objects[row, 1, 1] = 0
+    batches.features = replace(batches.features, objects=objects)
+    found = batches.sample([0]).cell_names[0]
+    assert {tuple(pair) for pair in found[torch.from_numpy(shown == 2)].tolist()} == {
+        (UNKNOWN, COLOURS.index("blue") + 1)
+    }
+    assert {tuple(pair) for pair in found[torch.from_numpy(shown == 1)].tolist()} == {
+        (CATEGORIES.index("table") + 1, UNKNOWN)
+    }
+    assert (found[torch.from_numpy(shown == 0)] == 0).all()
 
 
 def test_of_a_scene_without_a_first_pose_no_thing_is_known() -> None:
@@ -400,6 +552,46 @@ def test_a_term_that_reaches_nothing_is_an_error_unless_the_recipe_says_so(
     require_reach(reach, replace(EVERY, reach_nothing=named))
 
 
+def test_a_depth_head_is_compared_where_depth_was_measured(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = SceneStore.scene
+
+    def holed(self: SceneStore, scene_id: str) -> Scene:
+        """Every third column unmeasured: each cell still has more than half of its depth."""
+        found = scene(self, scene_id)
+        views = []
+        for view in found.views:
+            depth = view.depth.copy()
+            depth[:, ::3] = 0
+            views.append(replace(view, depth=depth))
+        return replace(found, views=tuple(views))
+
+    monkeypatch.setattr(SceneStore, "scene", holed)
+    config = replace(TINY, losses=LossConfig(depth_head=True))
+    student, batches = batches_of(world, tmp_path, config)
+    batch = batches.sample([0])
+    assert 0.6 < batch.measured.float().mean() < 0.7
+    # An encoder that is right wherever depth was measured, and far off everywhere else.
+    true = torch.from_numpy(
+        measured_depth(
+            holed(open_store(world / "scenes"), batches.scene_ids[0]),
+            StillroomProcessor(image_size=28, max_views=4),
+        )
+    )[None]
+    said = torch.where(true > 0, true, 50.0)
+
+    def right(images: torch.Tensor) -> VisionFeatures:
+        return VisionFeatures(
+            tokens=batch.tokens, depth=batch.own_depth, depth_map=said.requires_grad_()
+        )
+
+    monkeypatch.setattr(student, "features", right)
+    terms = distill_step(student, batch, config.losses).terms
+    error = terms["depth_map"] / count_labelled(batch)["depth_map"]
+    assert error.item() == pytest.approx(0, abs=1e-2)  # depth is kept in half precision
+
+
 @pytest.mark.usefixtures("taught")
 def test_a_depth_head_that_is_trained_learns_from_depth_and_from_answers(
     world: Path, tmp_path: Path
@@ -528,30 +720,69 @@ def test_own_depth_brings_cells_together_where_asked(world: Path, tmp_path: Path
     assert found[0] != found[1]
 
 
+@pytest.mark.usefixtures("taught")
+def test_own_depth_and_features_take_one_pass_of_the_encoder(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    run_it = Aggregator.forward
+
+    def spied(self: Aggregator, images: torch.Tensor, rounds: Any) -> Any:
+        seen.append(len(images))
+        return run_it(self, images, rounds)
+
+    monkeypatch.setattr(Aggregator, "forward", spied)
+    config = replace(tiny_encoder_config(), camera_head=True)
+    save_vggt(VGGT(config, seed=0), tmp_path / "encoder")
+    asked = replace(TINY, losses=LossConfig(multi_view=True, pairs_from="own"), scenes_per_pass=3)
+    # Measured depth is gone, so that the scale comes from the cameras of the same pass.
+    monkeypatch.setattr(own_depth, "measured_depth", lambda *_: np.zeros((2, 28, 28), np.float32))
+    distill(
+        asked,
+        scenes=world / "scenes",
+        labels=world / "labels",
+        out=tmp_path / "run",
+        encoder=tmp_path / "encoder",
+    )
+    assert sum(seen) == len(open_store(world / "scenes").scene_ids())
+    # What it says of photos is what the student says of them.
+    student, processor = build_student(asked, tmp_path / "encoder")
+    photos = torch.rand(2, 2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    own = ScaledDepth(student, processor, tmp_path / "encoder").see(["a", "b"], photos)
+    plain = student.features(photos)
+    torch.testing.assert_close(own.tokens, plain.tokens)
+    torch.testing.assert_close(own.depth, plain.depth)
+
+
 class OtherUnit:
     """A student whose encoder tells the depth of a room in a unit of its own."""
 
     device = torch.device("cpu")
+    config = StillroomConfig(
+        encoder=replace(tiny_encoder_config(), patch_size=28).to_dict(),
+        image_size=112,
+        vision_grid=2,
+    )
 
     def __init__(self, depth: np.ndarray, unit_m: float) -> None:
         self.depth = torch.from_numpy(depth / np.float32(unit_m))[None]
+        self.encoder = self
 
-    def features(self, images: torch.Tensor) -> VisionFeatures:
-        tokens = torch.zeros(*images.shape[:2], 4, 8)
-        return VisionFeatures(tokens=tokens, depth=self.depth[..., :2, :2], depth_map=self.depth)
+    def encode(self, images: torch.Tensor, rounds: Any, **_: Any) -> VGGTOutput:
+        tokens = torch.zeros(*images.shape[:2], self.config.encoder_sizes.special_tokens + 16, 8)
+        return VGGTOutput(tokens=dict.fromkeys(rounds, tokens), depth=self.depth)
 
 
 class OtherUnitCameras:
-    """An encoder whose camera head knows where the photos were taken, in that unit."""
+    """A camera head that knows where the photos were taken, in that unit."""
 
     def __init__(self, c2w: np.ndarray, intrinsics: np.ndarray, unit_m: float) -> None:
         w2c = np.linalg.inv(np.linalg.inv(c2w[0]) @ c2w)[:, :3]
         w2c[..., 3] /= unit_m
         self.code = encode_pose(torch.from_numpy(w2c), torch.from_numpy(intrinsics), (112, 112))
 
-    def encode(self, *_: Any, heads: tuple[str, ...]) -> VGGTOutput:
-        assert heads == ("camera",)
-        return VGGTOutput(tokens={}, pose_enc=self.code[None].float())
+    def __call__(self, camera_tokens: torch.Tensor) -> list[torch.Tensor]:
+        return [self.code[None].float()]
 
 
 def test_own_depth_of_another_unit_gives_the_pairs_that_measured_depth_gives(
@@ -569,7 +800,7 @@ def test_own_depth_of_another_unit_gives_the_pairs_that_measured_depth_gives(
 
     def pairs(room: Scene, cameras: Any) -> np.ndarray:
         own = ScaledDepth(encoder, processor, "")
-        monkeypatch.setattr(ScaledDepth, "_cameras", cameras)
+        monkeypatch.setattr(ScaledDepth, "_camera_head", cameras)
         return correspond(*posed_depth(room, processor, own), grid=8)
 
     def same(found: np.ndarray) -> bool:
@@ -640,6 +871,8 @@ def test_a_student_to_go_on_from_gets_the_heads_it_lacks(world: Path, tmp_path: 
     ("changes", "sentence"),
     [
         ({"weights": {"text": 2.0}}, "need losses.weighting static"),
+        ({"reach_nothing": ("foo",)}, "reach_nothing names 'foo', which is no term or part"),
+        ({"reach_nothing": ("text", "detection")}, "reach_nothing names 'detection'"),
         ({"weighting": "static", "weights": {"feature": 2.0}}, "no term that is on"),
         ({"weighting": "static", "weights": {"text": -1.0}}, "must not be negative"),
         ({"cross_view": -0.1}, "cross_view must not be negative"),

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,21 @@ from stillroom.distill.weighting import (
     StaticWeights,
     make_weighting,
 )
+from stillroom.recipes import table
 from stillroom.training.config import TrainConfig
 from stillroom.training.handed import StepLosses, Weighting
 from stillroom.training.loop import train
-from stillroom.training.optim import parameter_groups
+from stillroom.training.optim import make_optimizer, parameter_groups, set_learning_rates
 from stillroom.training.runlog import read_log
+
+#: Everything of the recipes' schedules that a weighting could notice, once each.
+SCHEDULES = sorted(
+    {
+        replace(make().train, learning_rate=1.0, save_every=1, evaluate_every=1)
+        for make in table("distill").values()
+    },
+    key=str,
+)
 
 
 def scalars(**values: float) -> dict[str, Tensor]:
@@ -232,3 +243,22 @@ def test_only_terms_of_parts_are_joined() -> None:
     both = make_weighting(LossConfig(detection=True, weighting="static", weights={"text": 0.5}))
     assert both.report()["weights"]["text"] == 0.5
     assert both.report()["weights"]["detection"] == 1.0
+
+
+@pytest.mark.parametrize("config", SCHEDULES, ids=lambda config: f"{config.steps} steps")
+def test_within_the_budget_of_every_recipe_weights_reach_their_optimum(config: TrainConfig) -> None:
+    # The last is below what the bound allows a variance to be.
+    losses = {"depth_reg": 0.15, "text": 1.0, "naming": 3.0, "multi_view": 1e-4}
+    weighting = BoundedUncertainty(list(losses))
+    optimizer = make_optimizer(nn.Linear(1, 1), config=config, weighting=weighting)
+    for step in range(config.steps):
+        weighting(scalars(**losses)).backward()
+        set_learning_rates(optimizer, step, config=config)
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = weighting.report()["weights"]
+    for name in ("depth_reg", "text", "naming"):
+        assert weights[name] == pytest.approx(1 / (2 * losses[name]), rel=0.1), name
+    # So far it is only on its way in the shortest: a number a step.
+    least = max(-BOUND, -config.weighting_learning_rate * config.steps)
+    assert weights["multi_view"] == pytest.approx(0.5 * math.exp(-least), rel=0.1)

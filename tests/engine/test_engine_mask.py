@@ -75,18 +75,6 @@ def test_padding_is_seen_by_nobody_and_sees_itself(visibility: Visibility) -> No
     assert torch.equal(mask[:6, :6], mask_of(unpadded, visibility))
 
 
-def test_an_invalid_vision_token_is_seen_by_nobody_else() -> None:
-    row = pack_questions([([7, 8], [9, 2])], prefix_length=3)
-    mask = attention_mask(
-        row.kind[None],
-        row.segment[None],
-        row.position[None],
-        visibility="prefix",
-        prefix_valid=torch.tensor([[True, True, False]]),
-    )[0, 0]
-    assert mask[:, 2].nonzero().flatten().tolist() == [2]
-
-
 @pytest.mark.parametrize("visibility", ALL)
 def test_rows_left_out_by_query_start_are_the_last_rows_of_the_whole(
     visibility: Visibility,

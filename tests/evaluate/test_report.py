@@ -245,6 +245,36 @@ def test_an_empty_or_missing_log_has_no_figure(tmp_path):
     assert training_figure(tmp_path / "missing.jsonl") is None
 
 
+def test_means_of_epochs_and_of_scenes_trained_on_are_drawn_beside_the_held_out(tmp_path):
+    rows = [
+        {"kind": "step", "step": n, "terms": {"text": 9.0 / n}, "metrics": {}} for n in range(1, 9)
+    ]
+    rows += [
+        {"kind": "eval", "step": n, "metrics": {"text": 5.0 / n, "right.size": 0.1 * n}}
+        for n in (4, 8)
+    ]
+
+    def drawn(*more):
+        log = tmp_path / "log.jsonl"
+        log.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
+        return training_figure(log)
+
+    seen = {"train.text": 4.0, "train.right.size": 0.9}
+    plain = drawn()
+    evals = [{"kind": "eval", "step": n, "metrics": seen} for n in (4, 8)]
+    beside = drawn(*evals)
+    words = base64.b64decode(beside.partition(",")[2]).decode()
+    assert words.count("trained on") == 2
+    assert "trained on" not in base64.b64decode(plain.partition(",")[2]).decode()
+    assert is_share("train.right.size")
+    assert not is_share("train.text")
+    epoch = {"kind": "epoch", "epoch": 1, "step": 8, "terms": {"text": 2.0}, "metrics": {}}
+    # A dot on a curve, no curve of its own and no further point of the steps.
+    dotted = drawn(epoch)
+    assert dotted != plain
+    assert abs(len(dotted) - len(plain)) < 2000
+
+
 def test_losses_and_shares_stand_in_panels_of_their_own():
     shares = ["right.obj_appearance_order", "right.object_rel_distance", "depth_delta1"]
     losses = ["text", "depth_reg", "grounding", "answer_ce", "loss.camera", "center_m"]

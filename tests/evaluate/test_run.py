@@ -10,12 +10,19 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_worlds import Seer, write_tiny_store
+from tiny_worlds import Seer, SeerSession, write_tiny_store
 
 from stillroom.evaluate.baselines import RecordedAnswers, Shuffled, baseline
-from stillroom.evaluate.run import SCENES_PER_CHUNK, evaluate, shown_scenes
-from stillroom.records import FAMILIES, Answer, BadInputError
+from stillroom.evaluate.box_metrics import Detection, average_precision, mean_ap
+from stillroom.evaluate.box_precision import moved
+from stillroom.evaluate.items import ItemStore
+from stillroom.evaluate.report import write_report
+from stillroom.evaluate.run import PLAIN_PROMPT, SCENES_PER_CHUNK, evaluate, shown_scenes
+from stillroom.evaluate.tasks import SCORERS
+from stillroom.geometry.poses import view0_from_world
+from stillroom.records import FAMILIES, Answer, BadInputError, SceneGeometry
 from stillroom.scenes.store import open_store, write_manifest, write_shard
+from stillroom.testing import tiny_questions, tiny_scene, tiny_store
 
 
 def rows_of(store, split="test"):
@@ -98,6 +105,109 @@ def test_retention_is_student_over_teacher_and_above_blind_uses_the_blind_row(fi
     assert rows["truth"]["retention"] == rows["teacher"]["retention"] == {}
 
 
+def test_above_blind_is_above_the_stronger_blind_row_and_has_an_interval(store, tmp_path):
+    rows = {
+        "teacher": Seer(store, errs=0.02),
+        "student": Seer(store, errs=0.2, seed=1),
+        "blind": Seer(store, errs=0.9, seed=2),
+        "blind_student": Seer(store, errs=0.6, seed=3),
+    }
+    found = run(store, tmp_path / "out", rows)["rows"]
+    kept = found["student"]["retention"]["overall"]
+    score = {row: found[row]["overall"]["score"] for row in rows}
+    assert score["blind_student"] > score["blind"]
+    assert kept["blind"] == "blind_student"
+    above = score["teacher"] - score["blind_student"]
+    assert kept["above_blind"] == pytest.approx((score["student"] - score["blind_student"]) / above)
+    assert kept["above_blind_low"] < kept["above_blind"] < kept["above_blind_high"]
+    # A teacher that may well be no better than blind: its share has no bounds.
+    rows["teacher"] = Seer(store, errs=0.58, seed=4)
+    other = run(store, tmp_path / "other", rows)["rows"]
+    unsure = other["student"]["retention"]["overall"]
+    assert unsure["above_blind_low"] is None
+
+
+class BoxSeer:
+    """Finds the things of a scene, but in some scenes the first one's box is far off."""
+
+    def open(self, scene):
+        return BoxSession(scene)
+
+
+class BoxSession:
+    def __init__(self, scene):
+        self.scene = scene
+
+    def answer(self, questions):
+        return [Answer(question_id=q.question_id, text="yes") for q in questions]
+
+    def geometry(self):
+        turn = view0_from_world(self.scene.views[0].c2w, self.scene.floor_z)
+        boxes = [(thing.category, moved(thing.box, turn)) for thing in self.scene.objects]
+        if sum(self.scene.scene_id.encode()) % 3 == 0:
+            far = replace(boxes[0][1], center=boxes[0][1].center + 50.0)
+            boxes = [(boxes[0][0], far), *boxes[1:]]
+        scores = tuple(0.9 - 0.01 * n for n in range(len(boxes)))
+        return SceneGeometry(boxes=tuple(boxes), box_scores=scores)
+
+
+def test_boxes_with_scores_get_average_precision_with_an_interval(tmp_path):
+    store = open_store(tiny_store(tmp_path / "scenes", scenes=8))
+    rows = {"teacher": baseline("truth", store, split="test"), "student": BoxSeer()}
+    found = run(store, tmp_path / "out", rows)["rows"]
+    assert "boxes" not in found["teacher"]["metrics"]
+    boxes = found["student"]["metrics"]["boxes"]
+    assert list(boxes) == ["0.25", "0.5"]
+    scenes = [store.scene(scene_id) for scene_id in store.scene_ids("test")]
+    truth, said = {}, {}
+    for scene in scenes:
+        turn = view0_from_world(scene.views[0].c2w, scene.floor_z)
+        truth[scene.scene_id] = [(t.category, moved(t.box, turn)) for t in scene.objects]
+        told = BoxSession(scene).geometry()
+        said[scene.scene_id] = [
+            Detection(label=kind, box=box, score=score)
+            for (kind, box), score in zip(told.boxes, told.box_scores, strict=True)
+        ]
+    for threshold in (0.25, 0.5):
+        classes = average_precision(truth, said, threshold=threshold)
+        one = boxes[f"{threshold:g}"]
+        assert one["map"] == pytest.approx(mean_ap(classes))
+        assert 0 < one["map"] < 1
+        assert {k: v["ap"] for k, v in one["classes"].items()} == pytest.approx(
+            {k: v.ap for k, v in classes.items()}
+        )
+        assert one["low"] <= one["map"] <= one["high"]
+        assert one["n"] == sum(len(scene.objects) for scene in scenes)
+
+
+def test_scores_say_by_which_rule_and_wording_and_other_rules_are_refused(finished, store):
+    out, results = finished
+    rules = results["rows"]["student"]["metrics"]["scored_by"]
+    assert rules["description"] == {"scorer": "rouge1-best-rendering/1", "prompt": PLAIN_PROMPT}
+    assert rules["size"]["scorer"] == "option/1"
+    newer = [*SCORERS.values(), "option/2"]
+    with pytest.raises(BadInputError, match=r"other settings \(scorers"):
+        run(store, out, scorer_ids=newer)
+
+
+def test_an_answer_that_changed_in_the_store_is_not_gone_on_with(tmp_path):
+    def written(answer):
+        folder = tmp_path / f"scenes_{answer}"
+        write_manifest(folder, {"count": 2})
+        scenes = [tiny_scene(n, split="test") for n in range(2)]
+        asked = [q for scene in scenes for q in tiny_questions(scene)]
+        changed = replace(asked[0], answer=answer, options=(answer, "other"))
+        write_shard(folder, 0, scenes, [changed, *asked[1:]])
+        return open_store(folder)
+
+    one, other = written("yes"), written("no")
+    rows = {"truth": baseline("truth", one, split="test")}
+    how = {"rows": rows, "teacher_row": None, "student_row": "truth"}
+    run(one, tmp_path / "out", **how)
+    with pytest.raises(BadInputError, match=r"other settings \(questions"):
+        run(other, tmp_path / "out", **how)
+
+
 def test_what_the_teacher_says_counts_as_truth_in_a_column_beside_it(finished):
     out, results = finished
     rows = results["rows"]
@@ -134,6 +244,32 @@ def test_an_item_says_what_was_asked_and_what_was_looked_at(finished, store):
     counted = [line for line in lines if line["family"] == "object_counting"]
     assert counted
     assert all(line["corrected_score"] is not None for line in counted)
+
+
+def test_depth_without_a_scale_is_scored_under_a_named_alignment_only(store, tmp_path):
+    class Unscaled(SeerSession):
+        def geometry(self):
+            found = super().geometry()
+            return replace(found, depth=0.25 * found.depth, depth_unit="scene")
+
+    seer = Seer(store, errs=0.4, seed=1)
+    seer.session = Unscaled
+    results = run(store, tmp_path, {"teacher": seer, "student": seer})
+    depth = results["rows"]["student"]["metrics"]["depth"]
+    assert set(depth) == {"median"}
+    assert depth["median"]["rmse"] == pytest.approx(0.0, abs=1e-5)
+    # Beside the measured maps it is shown in their metres.
+    kept = ItemStore(tmp_path)
+    shown = shown_scenes(store.scene_ids("test"), seed=0)
+    for scene_id in shown:
+        views = store.scene(scene_id).views
+        found = kept.depth_map("student", scene_id)
+        for view, one in zip(views, found, strict=True):
+            np.testing.assert_allclose(one, view.depth[1::2, 1::2], rtol=1e-3)
+    page = write_report(results, out=tmp_path, store=store).read_text()
+    assert "as it is" not in page
+    assert "has no scale" in page
+    assert "no alignment" not in page
 
 
 def test_meteor_is_computed_for_the_rows_that_ask_for_it(store, tmp_path, monkeypatch):

@@ -58,7 +58,14 @@ def test_the_truth_scores_one_in_every_column(items, name):
     truths = [item.question.answer for item in asked]
     assert [suite.score(item, text) for item, text in zip(asked, truths)] == [1.0] * len(asked)
     for column, figures in suite.table(asked, truths).items():
-        for figure in ("overall", "items", "vanilla", "overall_score", "EM@1", "ROUGE-L@0.5"):
+        for figure in (
+            "overall",
+            "items",
+            "vanilla",
+            "overall_score",
+            "EM@1",
+            "ROUGE-L (given boxes)",
+        ):
             assert figures.get(figure, 1.0) == pytest.approx(1.0), (column, figure)
 
 
@@ -177,6 +184,12 @@ def test_llava3d_form_of_scanqa_is_read(tmp_path):
     assert item.question.renderings == ("a chair",)
 
 
+def vsi_row(**changed):
+    row = {"id": 1, "dataset": "scannet", "scene_name": "s", "question": "q"}
+    row |= {"question_type": "object_rel_distance", "options": ["A. a", "B. b"]}
+    return json.dumps(row | {"ground_truth": "A"} | changed)
+
+
 @pytest.mark.parametrize(
     ("name", "file", "content", "complaint"),
     [
@@ -194,6 +207,27 @@ def test_llava3d_form_of_scanqa_is_read(tmp_path):
             "neith",
         ),
         ("vstar", "test_questions.jsonl", '{"text": "q"}', "has no"),
+        ("vsibench", "test.jsonl", vsi_row(options=5), "'options' must be a list, got 5"),
+        ("vsibench", "test.jsonl", vsi_row(ground_truth="Z"), "'Z' is the letter of no option"),
+        (
+            "vsibench",
+            "test.jsonl",
+            vsi_row(question_type="object_counting", ground_truth="many"),
+            "'many' to a object_counting question is no number",
+        ),
+        ("spatialbench", "QA.txt", '[{"sample": 3}]', "'sample' must be an object"),
+        (
+            "spatialbench",
+            "QA.txt",
+            '[{"problem_type": "multiple_choice", "problem": "p", "path": "a.mp4", "options": 7}]',
+            "'options' must be a list, got 7",
+        ),
+        (
+            "scan2cap",
+            "ScanRefer_val.json",
+            '[{"scene_id": "s", "object_id": "1", "description": "d", "bbox": ["a", 1, 2, 3]}]',
+            "must be centre and size as six numbers",
+        ),
     ],
 )
 def test_a_broken_file_is_refused_in_one_sentence(tmp_path, name, file, content, complaint):
@@ -350,7 +384,7 @@ def run_rooms(data, out, rows):
         out=out,
         teacher_row="teacher",
         student_row="student",
-        blind_row="silent",
+        blind_rows=["silent"],
         meta={},
         scorer=scorer_of(suite, asked),
         prompt_id=suite.prompt_id,
@@ -536,6 +570,31 @@ def test_figures_agree_with_the_tables_of_the_published_scorers(items):
     for name in ("overall_score", "weighted_overall_score"):
         assert round(100 * found[name], 2) == released[name]
     assert found["symbolic_visual_reasoning"] == 1.0
+
+
+def test_a_changed_annotation_file_is_another_revision_and_is_not_gone_on_with(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    WRITERS["sqa3d"](data)
+    first = api.evaluate_suite("truth", data, suite="sqa3d", out=out)
+    (file,) = data.glob("*annotations*")
+    held = json.loads(file.read_text())
+    rows = held["annotations"] if isinstance(held, dict) else held
+    rows[0]["answers"][0]["answer"] = "penguin"
+    file.write_text(json.dumps(held))
+    with pytest.raises(BadInputError, match="holds other questions or scenes"):
+        api.evaluate_suite("truth", data, suite="sqa3d", out=out)
+    again = api.evaluate_suite("truth", data, suite="sqa3d", out=tmp_path / "again")
+    revisions = [one["meta"]["suite"]["revision"] for one in (first, again)]
+    assert revisions[0] != revisions[1]
+
+
+def test_captions_of_given_boxes_are_named_so(items):
+    suite, asked = SUITES["scan2cap"], items["scan2cap"]
+    for column, figures in suite.table(asked, ["a chair"] * len(asked)).items():
+        assert all(name.endswith(" (given boxes)") for name in figures)
+        scorers = [suite.columns[column].scorer_of(name) for name in figures]
+        assert all("given boxes" in scorer for scorer in scorers)
 
 
 def test_scenes_ask_says_what_it_joined(tmp_path, capsys):

@@ -119,6 +119,7 @@ class Seer:
         self.opened: list[str] = []
         self._errs = errs
         self._seed = seed
+        self.session = SeerSession
         self._scene_of = {self._look(scene): scene.scene_id for scene in store.iter_scenes()}
 
     @staticmethod
@@ -127,7 +128,7 @@ class Seer:
 
     def open(self, scene: Scene) -> SeerSession:
         self.opened.append(scene.scene_id)
-        return SeerSession(self._scene_of[self._look(scene)], scene, self._errs, self._seed)
+        return self.session(self._scene_of[self._look(scene)], scene, self._errs, self._seed)
 
 
 class SeerSession:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stillroom.students.card import UNREAD, add_scores, card, licence_of, write_card
+from stillroom.students.card import LISTED, UNREAD, add_scores, card, licence_of, write_card
 
 FACTS: dict[str, Any] = {
     "name": "stillroom student paper_h100",
@@ -131,3 +131,43 @@ def test_a_folder_that_we_did_not_make_keeps_its_card(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine")
     assert not add_scores(tmp_path, RESULTS, row="R/student")
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_student_begun_from_another_carries_what_that_was_made_of() -> None:
+    made = {
+        **FACTS,
+        "teacher": {"name": "truth"},
+        "tokenizer": "made worlds' tokenizer",
+        "scenes": {"counts": {"train": 1}, "sources": ["made:plain"]},
+    }
+    grandchild = {
+        **made,
+        "start_from": "second",
+        "parent": {**made, "start_from": "first", "parent": FACTS},
+    }
+    text = card(grandchild)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    # The first one's encoder is still in it, and what it learnt from teacher and scans.
+    assert any("its teacher | llava3d:ChaimZhu/LLaVA-3D-7B" in r and "non-comm" in r for r in rows)
+    assert any("its scenes | capture:scannet | ScanNet Terms" in row for row in rows)
+    assert f"| begun from | first | {LISTED} |" in rows
+    assert "Begun from second: recipe `paper_h100`, 8000 steps of 1 scenes on labels of truth" in (
+        text
+    )
+    assert "license: other" in text.split("---")[1]
+
+
+def test_a_line_of_free_students_is_free_and_an_unrecorded_beginning_is_not() -> None:
+    free = {
+        **FACTS,
+        "teacher": {"name": "teacher_mini"},
+        "encoder": "encoder_mini",
+        "tokenizer": "made worlds' tokenizer",
+        "scenes": {"counts": {"train": 1}, "sources": ["made:plain"]},
+    }
+    assert "license: apache-2.0" in card({**free, "start_from": "run", "parent": free})
+    unknown = {**free, "start_from": "run", "parent": None, "encoder": "", "tokenizer": ""}
+    text = card(unknown)
+    assert "license: other" in text
+    assert f"| begun from | run | {UNREAD} |" in text
+    assert "of which nothing more is recorded" in text

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 
-from stillroom.students.connector import CODE_WIDTH, Connector, cell_code, pool_features
+from stillroom.geometry.depth import log_bin_edges
+from stillroom.students.connector import (
+    CODE_WIDTH,
+    Connector,
+    cell_code,
+    measured_cells,
+    pool_features,
+)
 from stillroom.students.heads import DepthBins
 
 Make = Callable[..., Any]
@@ -92,15 +98,10 @@ def test_depth_bins_are_log_spaced_and_name_their_own_middles() -> None:
     centers = head.centers()
     ratios = centers[1:] / centers[:-1]
     torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
-    assert torch.equal(head.index(centers), torch.arange(64))
+    # The middles of the bins that the losses sort measured depth into.
+    edges = torch.from_numpy(log_bin_edges(64, 0.3, 10.0)).float()
+    torch.testing.assert_close(centers, (edges[1:] * edges[:-1]).sqrt())
     assert 0.3 < centers[0] < centers[-1] < 10.0
-
-
-@pytest.mark.parametrize(
-    ("depth", "index"), [(0.01, 0), (0.0, 0), (0.31, 0), (9.9, 63), (50.0, 63)]
-)
-def test_depth_beyond_the_bins_falls_into_the_last_ones(depth: float, index: int) -> None:
-    assert bins().index(torch.tensor([depth])).item() == index
 
 
 def test_expected_depth_of_a_sure_head_is_the_middle_of_its_bin() -> None:
@@ -108,3 +109,15 @@ def test_expected_depth_of_a_sure_head_is_the_middle_of_its_bin() -> None:
     logits = torch.full((1, 64), -100.0)
     logits[0, 20] = 100.0
     torch.testing.assert_close(head.expected(logits), head.centers()[20:21])
+
+
+def test_a_cell_is_compared_over_the_pixels_that_are_measured() -> None:
+    depth = torch.tensor([[1.0, 2.0, 5.0, 5.0], [3.0, 4.0, 5.0, 5.0]] * 2)[None, None]
+    measured = torch.tensor([[True, False, True, True], [False, False, True, True]] * 2)
+    measured[2:, 2:] = False
+    found = measured_cells(depth, measured[None, None], grid=2)
+    assert found.tolist() == [[[[1.0, 5.0], [1.0, 0.0]]]]
+    # What is not measured has no gradient.
+    depth.requires_grad_()
+    measured_cells(depth, measured[None, None], grid=2).sum().backward()
+    assert torch.equal(depth.grad[0, 0] != 0, measured)

@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    GenerationConfig,
 )
 
 from stillroom.engine.packing import IGNORE_INDEX
@@ -280,6 +281,8 @@ def test_another_models_folder_is_an_error(folder: Path) -> None:
     [
         ({"image_size": 30}, "image_size 30 is no multiple of patch_size 7"),
         ({"vision_grid": 0}, "vision_grid and max_views must be at least 1"),
+        ({"vision_grid": 13}, "28 pixels cannot be cut into 13 x 13 cells.*for example 4"),
+        ({"vision_grid": 29}, "28 pixels cannot be cut into 29 x 29"),
         ({"slot_count": -1}, "slot_count must not be negative, got -1"),
         ({"encoder_round": 4}, "encoder_round 4 is none of the 4 rounds"),
         ({"depth_near": 0.0}, "0 < depth_near < depth_far"),
@@ -313,3 +316,29 @@ def test_any_causal_language_model_serves(
     student.save_pretrained(tmp_path)
     loaded = StillroomStudent.from_pretrained(tmp_path).eval()
     assert torch.equal(loaded.generate(prompt, pixel_values=images), said)
+
+
+@torch.no_grad()
+def test_generate_refuses_what_is_not_greedy(make_student: Make, make_images: Make) -> None:
+    student, prompt = make_student(), torch.tensor([[40, 41, 1]])
+    given = {"pixel_values": make_images()}
+    plain = student.generate(prompt, **given)
+    config = GenerationConfig(do_sample=False, num_beams=1)
+    same = student.generate(prompt, **given, do_sample=False, num_beams=1, generation_config=config)
+    assert torch.equal(same, plain)
+    for asked, named in (
+        ({"num_beams": 4, "do_sample": True}, "do_sample=True"),
+        ({"num_beams": 4}, "num_beams=4"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2"),
+        ({"generation_config": GenerationConfig(do_sample=True)}, "do_sample=True"),
+    ):
+        with pytest.raises(BadInputError, match=f"answers greedily and has no {named}; leave"):
+            student.generate(prompt, **given, **asked)
+    with pytest.raises(BadInputError, match="knows no max_new_token; leave"):
+        student.generate(prompt, **given, max_new_token=2)
+    short = student.generate(prompt, **given, generation_config=GenerationConfig(max_new_tokens=2))
+    assert torch.equal(short, student.generate(prompt, **given, max_new_tokens=2))
+    assert short.shape[1] < plain.shape[1]
+    student.generation_config.num_beams = 4
+    with pytest.raises(BadInputError, match="has no num_beams=4"):
+        student.generate(prompt, **given)

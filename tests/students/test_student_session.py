@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from stillroom.records import Answerer, BadInputError, Question, Scene, Session, View, asked
+from stillroom.students.config import StillroomConfig
+from stillroom.students.encoders.vggt_config import VGGTConfig, mini_config
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
 
@@ -138,3 +140,21 @@ def test_lettered_options_are_read_and_spoken_ones_are_not() -> None:
     spoken = Question(family="x", question="Which?", options=("the bed", "the box"), **base)
     assert lettered.prompt == "Which?\nOptions:\nA. the bed\nB. the box"
     assert spoken.prompt == "Which?"
+
+
+@pytest.mark.parametrize("unit", ["metre", "scene"])
+def test_depth_is_told_in_the_unit_of_the_students_config(
+    make_student: Make, processor: StillroomProcessor, photos: list[np.ndarray], unit: str
+) -> None:
+    answerer = StudentAnswerer(make_student(depth_unit=unit), processor)
+    assert answerer.open(scene_of(photos)).geometry().depth_unit == unit
+
+
+def test_a_checkpoint_that_names_no_unit_has_that_of_its_encoders_kind() -> None:
+    ours, public = mini_config(), VGGTConfig(camera_head=False, point_head=False)
+    assert StillroomConfig(encoder=ours.to_dict()).depth_unit == "metre"
+    assert StillroomConfig(encoder=public.to_dict(), image_size=518).depth_unit == "scene"
+    trained = StillroomConfig(encoder=public.to_dict(), image_size=518, train_depth_head=True)
+    assert trained.depth_unit == "metre"
+    with pytest.raises(BadInputError, match="depth_unit must be metre or scene, got 'mile'"):
+        StillroomConfig(depth_unit="mile")

@@ -234,7 +234,7 @@ def test_a_vision_tower_outside_of_the_checkpoint_is_in_the_fingerprint(
     weights = load_file(page / "model.safetensors")
     changed = {name: tensor + 1 for name, tensor in weights.items()}
     save_file(changed, page / "model.safetensors", metadata={"format": "pt"})
-    registry._revision.cache_clear()
+    registry.weights_digest.cache_clear()
     assert registry.describe(f"llava3d:{bare}")["tower"] != first
     # The tower on a page of its own.
     raw = json.loads((bare / "config.json").read_text())

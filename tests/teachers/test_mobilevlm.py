@@ -256,11 +256,11 @@ def test_clip_of_its_own_page_is_in_the_fingerprint(tmp_path: Path) -> None:
     bare = {name: tensor for name, tensor in weights.items() if "vision_tower" not in name}
     save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
     edit_config(folder, mm_vision_tower=str(page))
-    registry._revision.cache_clear()
+    registry.weights_digest.cache_clear()
     first = registry.describe(f"vlm:{folder}")["tower"]
     clip = {name: tensor + 1 for name, tensor in load_file(page / "model.safetensors").items()}
     save_file(clip, page / "model.safetensors", metadata={"format": "pt"})
-    registry._revision.cache_clear()
+    registry.weights_digest.cache_clear()
     assert registry.describe(f"vlm:{folder}")["tower"] != first
 
 

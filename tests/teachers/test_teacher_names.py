@@ -138,7 +138,7 @@ def test_a_vlm_is_told_by_its_weights_and_an_endpoint_by_its_address(
     assert one["revision"] == other["revision"]
     file = again / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "note": "another"}))
-    registry._revision.cache_clear()
+    registry.weights_digest.cache_clear()
     assert registry.describe(f"vlm:{again}")["revision"] != one["revision"]
     told = registry.describe("http:https://host/v1/#big-model")
     assert told["name"] == "http:https://host/v1#big-model"

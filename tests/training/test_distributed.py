@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -82,6 +83,16 @@ def test_two_ddp_processes_shelter_parameters_as_one_does(runs: Path) -> None:
 def test_fsdp_on_two_processes_gives_the_loss_of_one_within_1e_5(runs: Path) -> None:
     assert len(read_log(runs / "fsdp", kind="step")) == 10
     same_but_for_rounding(runs / "fsdp", runs / "one", within=1e-5)
+
+
+@pytest.mark.parametrize("way", ["one", "ddp", "fsdp"])
+def test_a_weighting_steps_at_its_own_learning_rate(runs: Path, way: str) -> None:
+    first, second = read_log(runs / way, kind="step")[:2]
+    assert (first["lr"], first["weighting_lr"]) == (CONFIG.learning_rate, 1e-2)
+    # AdamW's first step is as long as the learning rate.
+    assert abs(math.log(second["weights"]["all"] / first["weights"]["all"])) == pytest.approx(
+        1e-2, rel=1e-4
+    )
 
 
 def test_two_ddp_processes_that_stop_go_on_bit_for_bit(runs: Path) -> None:

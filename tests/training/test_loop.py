@@ -15,7 +15,7 @@ from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
 from stillroom.training.data_order import rows_at
 from stillroom.training.handed import StepLosses, TrainingDiverged
-from stillroom.training.loop import _accumulate, train
+from stillroom.training.loop import _accumulate, _labelled_means, train
 from stillroom.training.optim import make_optimizer
 from stillroom.training.runlog import read_log
 
@@ -296,3 +296,33 @@ def test_progress_hears_of_every_step_and_of_every_evaluation(tmp_path: Path) ->
 def test_settings_that_cannot_work_are_refused(name: str, value: float) -> None:
     with pytest.raises(BadInputError, match=name):
         replace(tiny_run.CONFIG, **{name: value})
+
+
+def test_the_log_has_the_means_of_every_whole_epoch(tmp_path: Path) -> None:
+    tiny_run.run(tmp_path)
+    steps, epochs = read_log(tmp_path, kind="step"), read_log(tmp_path, kind="epoch")
+    # 12 steps of 4 out of 10 rows: a step belongs to the epoch of its first row.
+    assert [(row["epoch"], row["step"], row["steps"]) for row in epochs] == [
+        *((1, 3, 3), (2, 5, 2), (3, 8, 3), (4, 10, 2))
+    ]
+    for epoch, mine in zip(epochs[:2], (steps[:3], steps[3:5]), strict=True):
+        for name in ("text", "depth"):
+            counts = [row["labelled"][name] for row in mine]
+            assert len(set(counts)) > 1
+            mean = np.average([row["terms"][name] for row in mine], weights=counts)
+            assert epoch["terms"][name] == pytest.approx(mean)
+        assert epoch["metrics"].keys() == {"accuracy"}
+
+
+@pytest.mark.parametrize("rows", [0, 3, 4])
+def test_an_epoch_of_one_step_has_no_row_of_its_own(tmp_path: Path, rows: int) -> None:
+    tiny_run.run(tmp_path, config=replace(tiny_run.CONFIG, steps=3), rows=rows)
+    assert read_log(tmp_path, kind="epoch") == []
+
+
+def test_a_figure_that_was_not_finite_is_left_out_of_an_epochs_mean() -> None:
+    steps = [
+        {"metrics": {"accuracy": value}, "labelled": {"accuracy": count}}
+        for value, count in ((None, 4.0), (0.5, 2.0), (1.0, 6.0))
+    ]
+    assert _labelled_means(steps, "metrics") == {"accuracy": pytest.approx(7 / 8)}

@@ -6,7 +6,12 @@ import torch
 from torch import nn
 
 from stillroom.training.config import TrainConfig
-from stillroom.training.optim import learning_rate_at, make_optimizer, parameter_groups
+from stillroom.training.optim import (
+    learning_rate_at,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rates,
+)
 
 CONFIG = TrainConfig(steps=100, scenes_per_step=1, learning_rate=1.0, warmup_fraction=0.1)
 
@@ -61,3 +66,32 @@ def test_a_constant_schedule_stays_at_the_peak() -> None:
 def test_the_learning_rate_of_the_shortest_runs_is_finite(steps: int) -> None:
     short = replace(CONFIG, steps=steps, warmup_fraction=1.0)
     assert all(0 < learning_rate_at(step, config=short) <= 1 for step in range(steps))
+
+
+def test_a_weighting_that_learns_has_a_learning_rate_of_its_own_and_no_decay() -> None:
+    weighting = tiny_run.LearnedWeight()
+    optimizer = make_optimizer(Everything(), config=CONFIG, weighting=weighting)
+    *_, last = optimizer.param_groups
+    assert last["params"] == [weighting.scale]
+    assert last["weight_decay"] == 0.0
+    rates = [set_learning_rates(optimizer, step, config=CONFIG) for step in (0, 50, 99)]
+    assert [rate["lr"] for rate in rates] == [
+        learning_rate_at(s, config=CONFIG) for s in (0, 50, 99)
+    ]
+    # Rises with the model's, then stays.
+    assert [rate["weighting_lr"] for rate in rates] == pytest.approx([1e-3, 1e-2, 1e-2])
+    assert last["lr"] == rates[-1]["weighting_lr"]
+    assert {group["lr"] for group in optimizer.param_groups[:-1]} == {rates[-1]["lr"]}
+
+
+def test_a_weighting_may_follow_the_cosine_too() -> None:
+    falling = replace(CONFIG, weighting_schedule="cosine", weighting_learning_rate=0.5)
+    optimizer = make_optimizer(Everything(), config=falling, weighting=tiny_run.LearnedWeight())
+    for step in (0, 50, 99):
+        rates = set_learning_rates(optimizer, step, config=falling)
+        assert rates["weighting_lr"] == pytest.approx(0.5 * rates["lr"])
+
+
+def test_without_a_weighting_that_learns_there_is_no_rate_for_one() -> None:
+    optimizer = make_optimizer(Everything(), config=CONFIG, weighting=nn.Identity())
+    assert set_learning_rates(optimizer, 0, config=CONFIG).keys() == {"lr"}

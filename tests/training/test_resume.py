@@ -15,6 +15,7 @@ import torch
 from stillroom.records import BadInputError
 from stillroom.training import checkpoint
 from stillroom.training.handed import Progress
+from stillroom.training.optim import make_optimizer
 from stillroom.training.runlog import open_run, read_log
 
 
@@ -182,6 +183,25 @@ def test_a_folder_with_other_settings_is_refused_and_left_alone(
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("weighting", ["uncertainty", "static"])
+def test_a_weighting_that_learnt_at_the_models_rate_is_another_run(
+    tmp_path: Path, weighting: str
+) -> None:
+    """Begun before it had a rate of its own."""
+    settings = {"config": {"losses": {"weighting": weighting}}}
+    open_run(tmp_path, config=tiny_run.CONFIG, settings=settings)
+    file = tmp_path / "settings.json"
+    record = json.loads(file.read_text())
+    for name in ("weighting_learning_rate", "weighting_schedule"):
+        del record["train"][name]
+    file.write_text(json.dumps(record))
+    if weighting == "static":
+        open_run(tmp_path, config=tiny_run.CONFIG, settings=settings)
+        return
+    with pytest.raises(BadInputError, match=r"train.weighting_learning_rate: 0.05 there"):
+        open_run(tmp_path, config=tiny_run.CONFIG, settings=settings)
+
+
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(BadInputError, match="holds no run"):
@@ -267,3 +287,19 @@ def test_a_tied_parameter_is_saved_once_and_stays_tied(tmp_path: Path) -> None:
     checkpoint.load_weights(other, tmp_path / "w.safetensors")
     assert other.out.weight is other.embed.weight
     assert torch.equal(other.out.weight, model.out.weight)
+
+
+def test_a_checkpoint_with_other_groups_of_parameters_is_refused(tmp_path: Path) -> None:
+    """As versions wrote it in which a weighting had no learning rate of its own."""
+    model, weighting = tiny_run.make_model(), tiny_run.LearnedWeight()
+    trained = torch.nn.ModuleDict({"model": model, "weighting": weighting})
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save_checkpoint(
+        path,
+        trained=trained,
+        optimizer=make_optimizer(trained, config=tiny_run.CONFIG),
+        position=checkpoint.Position(),
+    )
+    now = make_optimizer(model, config=tiny_run.CONFIG, weighting=weighting)
+    with pytest.raises(BadInputError, match=r"other groups of parameters.*another --out"):
+        checkpoint.load_checkpoint(path, trained=trained, optimizer=now)

@@ -21,7 +21,8 @@ def test_curves_are_the_numbers_of_a_row(tmp_path: Path) -> None:
     tiny_run.run(tmp_path)
     step = read_log(tmp_path, kind="step")[0]
     assert curves(step).keys() == {
-        *("loss", "unweighted", "grad_norm", "lr", "scenes_per_s", "weights/all"),
+        *("loss", "unweighted", "grad_norm", "lr", "weighting_lr", "scenes_per_s"),
+        "weights/all",
         *("terms/text", "terms/depth", "metrics/accuracy"),
         *("labelled/text", "labelled/depth", "labelled/accuracy"),
         *("grad_norms/embed", "grad_norms/norm", "grad_norms/depth", "grad_norms/weighting"),
@@ -29,6 +30,10 @@ def test_curves_are_the_numbers_of_a_row(tmp_path: Path) -> None:
     assert curves(step)["terms/text"] == step["terms"]["text"]
     evaluation = read_log(tmp_path, kind="eval")[0]
     assert curves(evaluation)["eval/metrics/text_ce"] == evaluation["metrics"]["text_ce"]
+    epoch = read_log(tmp_path, kind="epoch")[0]
+    assert curves(epoch).keys() == {
+        *("epoch/terms/text", "epoch/terms/depth", "epoch/metrics/accuracy")
+    }
     assert curves({"kind": "step", "step": 1, "loss": None}) == {}
 
 

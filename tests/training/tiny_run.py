@@ -40,6 +40,8 @@ class TinyModel(nn.Module):
         self.embed = nn.Embedding(6, 5)
         self.frozen = nn.Linear(5, 5).requires_grad_(False)
         self.norm = nn.LayerNorm(5)
+        # Room for a layer of a language model.
+        self.layer: nn.Module = nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(5, 6, bias=False)
         self.out.weight = self.embed.weight
@@ -50,7 +52,7 @@ class TinyModel(nn.Module):
         """Scores and depths of every id."""
         if self.training:
             self.seen += 1
-        hidden = self.dropout(self.norm(self.frozen(self.embed(ids))))
+        hidden = self.layer(self.dropout(self.norm(self.frozen(self.embed(ids)))))
         return self.out(hidden), self.depth(hidden)[..., 0]
 
 
@@ -137,6 +139,7 @@ def run(
         "weighting": weighting,
         "step": make_step(model),
         "count": count,
+        "rows": ROWS,
         "evaluate": evaluate,
         "best_by": "text_ce",
         "settings": {"recipe": "tiny"},

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import tiny_run
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stillroom.training.data_order import rows_at
 from stillroom.training.handed import Sheltered
@@ -27,6 +30,25 @@ CONFIG = replace(tiny_run.CONFIG, steps=10, micro_batches=4, evaluate_every=4, s
 UNLABELLED = 6
 # Of sheltered jobs, one in which nothing labels depth.
 WITHOUT_DEPTH = 4
+
+
+class Layer(GradientCheckpointingLayer):
+    """What FSDP cuts and gathers as one: a layer as transformers' language models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(5, 8), torch.nn.Linear(8, 5)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Its input and what an MLP makes of it."""
+        return hidden + self.outer(self.inner(hidden).relu())
+
+
+def make_model() -> tiny_run.TinyModel:
+    """The tiny model with such a layer, the same weights each time."""
+    model = tiny_run.make_model()
+    model.layer = Layer()
+    return model
 
 
 class StoppedError(BaseException):
@@ -65,7 +87,7 @@ def job(out: Path, word: str) -> None:
     """One job, see above."""
     kind, name, stop, steps, *_ = [*word.split(":"), "", ""]
     config = replace(CONFIG, parallel=kind, steps=int(steps or CONFIG.steps))
-    model = tiny_run.make_model()
+    model = make_model()
     sheltered = None
     if name.startswith("sheltered"):
         terms, others = frozenset({"depth"}), frozenset({"text"})
@@ -74,6 +96,9 @@ def job(out: Path, word: str) -> None:
     def batch_at(step: int, micro: int) -> dict[str, torch.Tensor]:
         if steps:
             time.sleep(0.02)
+        if kind == "fsdp" and "RANK" in os.environ:
+            assert isinstance(model.layer, FSDPModule)
+            assert {type(value) for value in model.layer.parameters()} == {DTensor}
         if stop and step == int(stop):
             raise StoppedError
         batch = tiny_run.make_batch(rows_at(step, micro, config=config, rows=tiny_run.ROWS))

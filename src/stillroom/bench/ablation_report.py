@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,20 @@ def plateau_sentence(record: Mapping[str, Any]) -> str:
     low, high = (round(100 * end) for end in PLATEAU_WINDOW)
     if held is None:
         return (
-            "No plateau was given, so nothing is said of arms that do not differ: --plateau SCORE "
-            "says what the base arm comes to at the end."
+            "No plateau is known, so nothing is said of arms that do not differ: --plateau auto "
+            "measures what the base arm comes to at the end."
         )
     if held["base_share"] is None:
         return "The base arm is not finished."
-    place = f"{100 * held['base_share']:.0f} % of its plateau ({100 * held['score']:.1f} %)"
+    place = (
+        f"{100 * held['base_share']:.0f} % of its plateau ({100 * held['score']:.1f} %, "
+        f"{held['source']})"
+    )
     if held["null_counts"]:
-        return f"The base arm {record['base']} stands at {place}: a missing difference counts."
+        return (
+            f"The base arm {record['base']} stands at {place}: a missing difference counts where "
+            f"{100 * record['null_size']:.1f} points would have been seen."
+        )
     return (
         f"The base arm {record['base']} stands at {place}, outside {low} to {high} %: a missing "
         "difference says nothing."
@@ -114,9 +120,16 @@ def findings(record: Mapping[str, Any]) -> list[str]:
 def _sentence(one: str, other: str, found: Mapping[str, Any]) -> str:
     return (
         f"{one} against {other}: {points(found)} points, p {probability(found['p'])} "
-        f"({probability(found['p_holm'])} after Holm): {found['verdict']}"
+        f"({corrected(found)}): {found['verdict']}"
         + ("." if found["detectable"] is None else f"; {seen_from(found)} points would be seen.")
     )
+
+
+def corrected(found: Mapping[str, Any]) -> str:
+    """Holm's p of a primary comparison; of the others, that they are secondary."""
+    if not found["primary"]:
+        return "secondary, uncorrected"
+    return f"{probability(found['p_holm'])} after Holm"
 
 
 def score_table(record: Mapping[str, Any]) -> Table:
@@ -156,7 +169,7 @@ def difference_table(record: Mapping[str, Any]) -> Table:
                 _name(name, row, record),
                 points(overall),
                 probability(overall["p"]),
-                probability(overall["p_holm"]),
+                _holm(overall),
                 seen_from(overall),
                 overall["verdict"],
                 "-"
@@ -166,7 +179,8 @@ def difference_table(record: Mapping[str, Any]) -> Table:
         )
     head = ["arm", "points", "p", "p (Holm)", "would have been seen", "verdict", "answer CE"]
     note = (
-        f"Minus {record['base']}, paired by scene and seed, in percentage points. p: "
+        f"Minus {record['base']}, paired by scene and seed, in percentage points. Primary: "
+        f"{', '.join(record['primary'])}; all others are secondary and uncorrected. p: "
         f"{record['meta']['p']}. Would have been seen: {record['meta']['detectable']}."
     )
     return Table(title=f"Against {record['base']}", note=note, head=head, rows=rows)
@@ -180,14 +194,17 @@ def family_table(record: Mapping[str, Any]) -> Table:
         found = row.get("difference", {}).get("score")
         if found:
             cells = [
-                f"{points(found[f])}, p {probability(found[f]['p_holm'])}, seen from "
-                f"{seen_from(found[f])}"
+                f"{points(found[f])}, p {probability(found[f]['p'])} ({corrected(found[f])}), "
+                f"seen from {seen_from(found[f])}"
                 if f in found
                 else "-"
                 for f in families
             ]
             rows.append([_name(name, row, record), *cells])
-    note = "Percentage points with interval, p after Holm, and what would have been seen."
+    note = (
+        "Percentage points with interval, p, and what would have been seen. Holm's correction is "
+        "over the primary comparisons and the four families together."
+    )
     title = f"Against {record['base']}, by family"
     return Table(title=title, note=note, head=["arm", *families], rows=rows)
 
@@ -199,7 +216,7 @@ def pair_table(record: Mapping[str, Any]) -> Table:
             name,
             points(found),
             probability(found["p"]),
-            probability(found["p_holm"]),
+            _holm(found),
             seen_from(found),
             found["verdict"],
         ]
@@ -237,10 +254,27 @@ def left_out_table(record: Mapping[str, Any]) -> Table:
             [
                 name,
                 f"{row['title']}; steps {steps}; {seconds:.0f} s a seed; "
-                f"{sizes['total']:,} parameters, {sizes['trained']:,} trained",
+                f"{sizes['total']:,} parameters, {sizes['trained']:,} trained{_boxes(facts)}"
+                f"{_strangers(facts)}",
             ]
         )
     return Table(title="Arms", head=["arm", "what it is, what it took, or why not"], rows=rows)
+
+
+def _boxes(facts: Sequence[Mapping[str, Any]]) -> str:
+    """The boxes' average precision, mean over seeds; nothing of an arm without a detector."""
+    found = [one["boxes"] for one in facts if "boxes" in one]
+    if not found:
+        return ""
+    parts = [f"{t} {np.mean([one[t]['map'] for one in found]):.3f}" for t in found[0]]
+    return f"; mAP at IoU {', '.join(parts)}"
+
+
+def _strangers(facts: Sequence[Mapping[str, Any]]) -> str:
+    count = max((one.get("other_family_donors", 0) for one in facts), default=0)
+    if not count:
+        return ""
+    return f"; {count} questions were swapped with another family's, for no other scene asks theirs"
 
 
 def _page(record: Mapping[str, Any], picture: bytes | None) -> bytes:
@@ -304,6 +338,10 @@ def _whisker(axis: Axes, place: int, found: Mapping[str, Any], colour: str) -> N
 def _figure(row: Mapping[str, Any], measure: str, group: str) -> Mapping[str, Any] | None:
     found: Mapping[str, Any] | None = row["figures"].get(measure, {}).get(group)
     return found
+
+
+def _holm(found: Mapping[str, Any]) -> str:
+    return probability(found["p_holm"]) if found["primary"] else "secondary"
 
 
 def _has(record: Mapping[str, Any], measure: str, group: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from stillroom.evaluate.paired import (
     P_VALUE,
     Difference,
     SeedFigure,
+    SeedNoise,
     difference,
     holm,
     over_seeds,
+    seed_noise,
 )
 from stillroom.recipes.ablations import SUITES, Suite, SuiteName
 from stillroom.records import FAMILIES, BadInputError
@@ -33,6 +35,9 @@ LEAST_SEEDS = 3
 PLATEAU_WINDOW = (0.85, 0.95)
 #: p-values below this tell arms apart.
 LEVEL = 0.05
+#: "No difference seen" is said of scores only where at most such a difference (a share of the
+#: answers) could have been overlooked.
+NULL_SIZE = 0.03
 
 #: Measures of a row and their unit; smaller is better for the last two and for ``answer_ce``.
 MEASURES: Mapping[str, str] = {
@@ -59,6 +64,14 @@ class Row:
     facts: Mapping[int, Mapping[str, Any]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plateau:
+    """The overall score of the base arm when it gains no more, and who says so."""
+
+    score: float
+    source: str
+
+
 def ablation_record(
     name: SuiteName,
     homes: Mapping[tuple[str, int], Path],
@@ -66,24 +79,28 @@ def ablation_record(
     meta: Mapping[str, Any],
     skipped: Mapping[str, str],
     failed: Mapping[str, str],
-    plateau: float | None,
+    plateau: Plateau | None,
+    null_size: float = NULL_SIZE,
 ) -> dict[str, Any]:
     """What ``ABLATION.json`` holds. ``homes`` are the folders of finished arms by arm and seed."""
     suite = SUITES[name]
-    rows = _rows(suite, homes)
+    rows, scenes = _rows(suite, homes)
     base = rows.get(suite.base)
     share = None
     if base is not None and plateau is not None and "overall" in _groups(base, "score"):
-        share = _over(base, "score", "overall").value / plateau
+        share = _over(base, "score", "overall").value / plateau.score
     arms = {arm: _row_record(row) for arm, row in rows.items()}
-    against: dict[str, dict[str, dict[str, Any]]] = {}
-    for arm, row in rows.items():
-        if base is not None and arm != suite.base:
-            against[arm] = _differences(row, base)
-    for arm, found in _judged(against, share).items():
+    differ = _Differences(rows=rows, suite=suite, scenes=scenes)
+    compared = {
+        arm: differ.between(arm, suite.base)
+        for arm in rows
+        if suite.base in rows and arm != suite.base
+    }
+    judge = _Judge(suite=suite, share=share, null_size=null_size)
+    for arm, found in judge.judged(compared).items():
         arms[arm]["difference"] = found
     pairs = {
-        f"{one} - {other}": _differences(rows[one], rows[other])
+        (one, other): differ.between(one, other)
         for one, other in suite.pairs
         if one in rows and other in rows
     }
@@ -96,13 +113,15 @@ def ablation_record(
         "plateau": None
         if plateau is None
         else {
-            "score": plateau,
+            **asdict(plateau),
             "base_share": share,
             "window": list(PLATEAU_WINDOW),
             "null_counts": share is not None and _in_window(share),
         },
         "arms": arms,
-        "pairs": _judged(pairs, share),
+        "primary": list(suite.primary),
+        "null_size": null_size,
+        "pairs": judge.judged({f"{one} - {other}": found for (one, other), found in pairs.items()}),
         "skipped": dict(skipped),
         "failed": dict(failed),
         "meta": {
@@ -121,10 +140,11 @@ def ablation_record(
     return record
 
 
-def _rows(suite: Suite, homes: Mapping[tuple[str, int], Path]) -> dict[str, Row]:
-    """Finished rows in the suite's order, an arm's interventions behind it."""
+def _rows(suite: Suite, homes: Mapping[tuple[str, int], Path]) -> tuple[dict[str, Row], int]:
+    """Finished rows in the suite's order, an arm's interventions behind it; and the scenes asked
+    about."""
     if not homes:
-        return {}
+        return {}, 0
     tables = {key: read_items(home) for key, home in homes.items()}
     first = next(iter(tables.values()))
     resampler = Resampler(first["scene_id"].to_pylist(), rng=np.random.default_rng(0))
@@ -156,7 +176,7 @@ def _rows(suite: Suite, homes: Mapping[tuple[str, int], Path]) -> dict[str, Row]
                 counts=counts,
                 facts=facts,
             )
-    return found
+    return found, len(first["scene_id"].unique())
 
 
 def _kinds(tables: Mapping[tuple[str, int], pa.Table], arm: str, seeds: Sequence[int]) -> set[str]:
@@ -171,8 +191,11 @@ def _asked(table: pa.Table) -> list[str]:
 
 
 def _facts(arm: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("steps", "best_step", "seconds", "asked_seconds", "parameters", "validation")
-    return {name: arm[name] for name in kept if name in arm}
+    kept = (
+        *("steps", "best_step", "seconds", "asked_seconds", "parameters", "validation"),
+        *("boxes", "other_family_donors", "meta"),
+    )
+    return {name: arm[name] for name in kept if arm.get(name)}
 
 
 def _seconds(row: Row) -> float:
@@ -241,6 +264,20 @@ def _rmse(depth: pa.Table, resampler: Resampler) -> SeedFigure:
     return SeedFigure(value=float(np.sqrt(squared.sum() / cells.sum())), draws=draws)
 
 
+def overall_score(home: Path) -> float:
+    """The share of right answers of a finished arm's student in the four families.
+
+    Raises:
+        BadInputError: none of them was asked.
+    """
+    items = read_items(home)
+    own = items.filter(pa.compute.equal(items["row"], STUDENT))
+    four = own.filter(pa.compute.is_in(own["family"], pa.array(FAMILIES)))
+    if not four.num_rows:
+        raise BadInputError(f"{home} has no answer to a question of {', '.join(FAMILIES)}")
+    return float(np.mean(four["score"].to_numpy()))
+
+
 # What is said of them. --------------------------------------------------------------------------
 
 
@@ -307,49 +344,103 @@ def _row_record(row: Row) -> dict[str, Any]:
     }
 
 
-def _differences(row: Row, other: Row) -> dict[str, dict[str, Any]]:
-    """{measure: {group: difference}} over what both have, paired by scene and seed."""
+@dataclass(frozen=True, kw_only=True)
+class _Differences:
+    """Differences of a suite's rows, paired by scene and seed."""
 
-    def differ(measure: str, group: str) -> Difference | None:
-        return difference(
-            _by_seed(row, measure, group), _by_seed(other, measure, group), rng=_rng()
-        )
+    rows: Mapping[str, Row]
+    suite: Suite
+    scenes: int
+    # What was pooled already, by arm that was intervened on, base, measure and group.
+    _pooled: dict[tuple[str, str, str, str], dict[str, SeedNoise | None]] = field(
+        default_factory=dict
+    )
 
-    return _each(row, differ)
+    def between(self, one: str, other: str) -> dict[str, dict[str, Any]]:
+        """{measure: {group: difference}} over what both have."""
 
+        def differ(measure: str, group: str) -> Difference | None:
+            planned = _planned(self.suite, group) if one in self.suite.primary else 1
+            return difference(
+                _by_seed(self.rows[one], measure, group),
+                _by_seed(self.rows[other], measure, group),
+                scenes=self.scenes,
+                noise=self._noise(self.rows[one].of, other, measure, group).get(one),
+                level=LEVEL / planned,
+            )
 
-def _judged(
-    compared: Mapping[str, Mapping[str, Mapping[str, Difference]]], share: float | None
-) -> dict[str, dict[str, Any]]:
-    """Differences as plain numbers, with Holm's p over all rows and, of scores, a verdict."""
-    corrected: dict[tuple[str, str], dict[str, float]] = {}
-    keys = {(m, g) for found in compared.values() for m, groups in found.items() for g in groups}
-    for measure, group in keys:
-        corrected[measure, group] = holm(
-            {
-                name: found[measure][group].p
-                for name, found in compared.items()
-                if group in found.get(measure, {})
+        return _each(self.rows[one], differ)
+
+    def _noise(self, of: str, other: str, measure: str, group: str) -> dict[str, SeedNoise | None]:
+        """Between seeds: pooled over trained arms, or over the interventions on one of them."""
+        key = (of, other, measure, group)
+        if key not in self._pooled:
+            values = {
+                name: {seed: figure.value for seed, figure in found.items()}
+                for name, row in self.rows.items()
+                if (name == other or row.of == of) and (found := _by_seed(row, measure, group))
             }
-        )
-    judged: dict[str, dict[str, Any]] = {}
-    for name, found in compared.items():
-        judged[name] = {
-            measure: {
-                group: {
-                    **asdict(one),
-                    "p_holm": corrected[measure, group][name],
-                    "verdict": verdict(one, corrected[measure, group][name], measure, share),
-                }
-                for group, one in groups.items()
-            }
-            for measure, groups in found.items()
-        }
-    return judged
+            self._pooled[key] = seed_noise(values, other)
+        return self._pooled[key]
 
 
-def verdict(found: Difference, p: float, measure: str, share: float | None) -> str:
-    """What a difference may be called; ``share`` is where the base arm stands of its plateau."""
+def _planned(suite: Suite, group: str) -> int:
+    """Primary tests that are corrected together: the four families are one lot."""
+    return max(len(suite.primary), 1) * (len(FAMILIES) if group in FAMILIES else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judge:
+    """What is said of a suite's differences; ``share`` is where its base stands of its plateau."""
+
+    suite: Suite
+    share: float | None
+    null_size: float
+
+    def judged(
+        self, compared: Mapping[str, Mapping[str, Mapping[str, Difference]]]
+    ) -> dict[str, dict[str, Any]]:
+        """Differences as plain numbers, with Holm's p for the primary ones and a verdict."""
+        corrected = self._corrected(compared)
+        judged: dict[str, dict[str, Any]] = {}
+        for name, measures in compared.items():
+            judged[name] = {}
+            for measure, groups in measures.items():
+                judged[name][measure] = {}
+                for group, one in groups.items():
+                    p_holm = corrected.get((name, measure, group))
+                    p = one.p if p_holm is None else p_holm
+                    judged[name][measure][group] = {
+                        **asdict(one),
+                        "primary": p_holm is not None,
+                        "p_holm": p_holm,
+                        "verdict": verdict(one, p, measure, self.share, null_size=self.null_size),
+                    }
+        return judged
+
+    def _corrected(
+        self, compared: Mapping[str, Mapping[str, Mapping[str, Difference]]]
+    ) -> dict[tuple[str, str, str], float]:
+        """Holm's p by row, measure and group, of the primary comparisons."""
+        lots: dict[tuple[str, str], dict[tuple[str, str, str], float]] = {}
+        planned: dict[tuple[str, str], int] = {}
+        for name in self.suite.primary:
+            for measure, groups in compared.get(name, {}).items():
+                for group, one in groups.items():
+                    lot = (measure, "families" if group in FAMILIES else group)
+                    lots.setdefault(lot, {})[name, measure, group] = one.p
+                    planned[lot] = _planned(self.suite, group)
+        return {key: p for lot in lots for key, p in holm(lots[lot], of=planned[lot]).items()}
+
+
+def verdict(
+    found: Difference, p: float, measure: str, share: float | None, *, null_size: float = NULL_SIZE
+) -> str:
+    """What a difference may be called; ``share`` is where the base arm stands of its plateau.
+
+    ``p`` is Holm's of a primary comparison. Nothing is called no difference unless the base stands
+    where arms can differ and a difference of ``null_size`` would have been told.
+    """
     if found.detectable is None:
         return "no item differs"
     if found.seeds < LEAST_SEEDS:
@@ -357,7 +448,8 @@ def verdict(found: Difference, p: float, measure: str, share: float | None) -> s
     if p < LEVEL:
         more = measure in ("score", "rouge1_to_teacher")
         return "better" if (found.value > 0) == more else "worse"
-    if share is not None and _in_window(share):
+    told = measure == "score" and found.detectable <= null_size
+    if told and share is not None and _in_window(share):
         return "no difference seen"
     return "not told apart"
 

@@ -1,8 +1,9 @@
 """One arm of an ablation with one seed: trained, asked, measured; resumable at every point.
 
-``HOME/run`` is the run's folder, ``HOME/evaluation`` what was asked and answered, ``HOME/items``
-one Parquet line per question and row (the student, then itself under each intervention), and
-``HOME/arm.json``, written last, says what the arm came to.
+``HOME/plan.json``, written first, says what the arm is, ``HOME/run`` is the run's folder,
+``HOME/evaluation`` what was asked and answered, ``HOME/items.parquet`` has one line per question
+and row (the student, then itself under each intervention), and ``HOME/arm.json``, written last,
+says what the arm came to.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from stillroom.evaluate.run import evaluate
 from stillroom.evaluate.text_overlap import rouge
 from stillroom.recipes.ablations import Intervention
 from stillroom.records import Answerer, BadInputError
-from stillroom.scenes.store import SceneStore, open_store, write_atomically
+from stillroom.scenes.store import SceneStore, open_store, read_json, write_atomically
 from stillroom.students.parameters import count_parameters
 from stillroom.students.session import StudentAnswerer, StudentSession
 from stillroom.teachers.label_store import LabelStore, open_labels
@@ -44,10 +45,11 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-VERSION = 1
+VERSION = 2
 #: The row of the student as it was trained; interventions stand under their own names.
 STUDENT = "student"
-ARM_FILE, ITEMS_FILE, DEPTH_FILE = "arm.json", "items.parquet", "depth.parquet"
+PLAN_FILE, ARM_FILE = "plan.json", "arm.json"
+ITEMS_FILE, DEPTH_FILE = "items.parquet", "depth.parquet"
 
 ITEM_SCHEMA = pa.schema(
     {
@@ -92,12 +94,21 @@ class ArmJob:
     split: str
     limit: int | None = None
     interventions: tuple[Intervention, ...] = ()
+    # What makes it this arm and no other: config, weights, labels, questions, as far as this call
+    # knows them.
+    asked: Mapping[str, Any] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The arm and its seed, as messages call them."""
         return f"{self.arm}, seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained, and asked under every intervention."""
+        done = read_arm(self.home)
+        return done is not None and set(self.interventions) <= set(done["interventions"])
 
 
 def asked_scenes(store: SceneStore, split: str, limit: int | None) -> list[str]:
@@ -111,27 +122,61 @@ def run_arm(job: ArmJob, progress: Progress | None = None) -> dict[str, Any]:
     Two processes that want the same arm take turns; the second finds it done.
 
     Raises:
-        BadInputError: as ``distill`` and ``evaluate`` do.
+        BadInputError: as ``distill`` and ``evaluate`` do, or the folder is another arm's.
         TrainingDiverged: a loss stopped being finite.
     """
     job.home.mkdir(parents=True, exist_ok=True)
     with alone(job.home / ".lock"):
+        require_same(job)
         done = read_arm(job.home)
-        if done is not None:
+        if done is not None and job.finished:
             return done
-        distill(
-            job.config,
-            scenes=job.scenes,
-            labels=job.labels,
-            out=job.home / "run",
-            encoder=job.encoder,
-            language_model=job.language_model,
-            tokenizer=job.config.tokenizer,
-            recipe=job.recipe,
-            meta=job.meta,
-            progress=progress,
-        )
+        if not (job.home / PLAN_FILE).is_file():
+            plan = {"version": VERSION, "asked": dict(job.asked), "meta": dict(job.meta)}
+            write_atomically(job.home / PLAN_FILE, (json.dumps(plan, indent=1) + "\n").encode())
+        if done is None:  # else it was trained for a suite that asks less of it
+            distill(
+                job.config,
+                scenes=job.scenes,
+                labels=job.labels,
+                out=job.home / "run",
+                encoder=job.encoder,
+                language_model=job.language_model,
+                tokenizer=job.config.tokenizer,
+                recipe=job.recipe,
+                meta=job.meta,
+                progress=progress,
+            )
         return _judge(job, progress)
+
+
+def require_same(job: ArmJob) -> None:
+    """Refuse a folder that holds another arm: other config, weights, labels or questions.
+
+    Raises:
+        BadInputError: it does; the message says where the two differ.
+    """
+    path = job.home / PLAN_FILE
+    if not path.is_file():
+        return
+    there = read_json(path, remedy=f"delete {job.home} and give the same command again")
+    known = dict(there.get("asked") or {})
+    if found := settings_difference({name: known.get(name) for name in job.asked}, job.asked):
+        raise BadInputError(
+            f"{job.home} holds the arm {job.name} made with other settings ({found}). Choose "
+            "another --out, or delete that folder to make the arm again."
+        )
+
+
+def settings_difference(there: Any, here: Any, where: str = "") -> str:
+    """Where two nested settings differ first, in words; empty where they do not."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in sorted(there.keys() | here.keys()):
+            name = f"{where}.{key}" if where else key
+            if found := settings_difference(there.get(key), here.get(key), name):
+                return found
+        return ""
+    return "" if there == here else f"{where}: {there} there, {here} now"
 
 
 def read_arm(home: Path) -> dict[str, Any] | None:
@@ -139,23 +184,28 @@ def read_arm(home: Path) -> dict[str, Any] | None:
     path = home / ARM_FILE
     if not path.is_file():
         return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found if found["version"] == VERSION else None
-    except (ValueError, KeyError, TypeError):
-        raise BadInputError(
-            f"{path} is damaged; delete it and give the same command again"
-        ) from None
+    found: dict[str, Any] = read_json(path)
+    return found if found.get("version") == VERSION else None
 
 
 def read_items(home: Path) -> pa.Table:
     """All items of a finished arm, as ``ITEM_SCHEMA``."""
-    return pq.read_table(home / ITEMS_FILE)
+    return _read(home / ITEMS_FILE)
 
 
 def read_depth(home: Path) -> pa.Table:
     """Depth errors of a finished arm, as ``DEPTH_SCHEMA``; no line if nothing trained its head."""
-    return pq.read_table(home / DEPTH_FILE)
+    return _read(home / DEPTH_FILE)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInputError(
+            f"{path} is not readable ({str(error).splitlines()[0]}); delete "
+            f"{path.with_name(ARM_FILE)} and give the same command again"
+        ) from None
 
 
 def _judge(job: ArmJob, progress: Progress | None) -> dict[str, Any]:
@@ -188,6 +238,7 @@ def _judge(job: ArmJob, progress: Progress | None) -> dict[str, Any]:
     _write(job.home / DEPTH_FILE, depth, DEPTH_SCHEMA)
     result = read_result(job.home / "run")
     trained = sum(p.numel() for p in student.student.parameters() if p.requires_grad)
+    begun = read_json(job.home / PLAN_FILE)
     record = {
         "version": VERSION,
         "suite": job.suite,
@@ -200,7 +251,13 @@ def _judge(job: ArmJob, progress: Progress | None) -> dict[str, Any]:
         "asked_seconds": results["meta"]["seconds"],
         "validation": result.metrics,
         "parameters": {"total": count_parameters(student.student), "trained": trained},
-        "meta": dict(job.meta),
+        "interventions": list(job.interventions),
+        # How many questions were asked with the slots of a question of another family.
+        "other_family_donors": changed["swapped"].without_donor if "swapped" in changed else 0,
+        "boxes": results["rows"][STUDENT]["metrics"].get("boxes"),
+        # How it was begun, and how it was asked last.
+        "meta": begun["meta"],
+        "asked_meta": dict(job.meta),
     }
     write_atomically(job.home / ARM_FILE, (json.dumps(record, indent=1) + "\n").encode())
     logger.info("%s: done after %d steps, %.0f s", job.name, result.steps, result.seconds)

@@ -6,7 +6,8 @@ The weights stay as they are; only what stands at the slots of a question change
 - ``emptied``: the states at the slots are zero before every layer, so that nothing passes through.
 - ``swapped``: before every layer the states at the slots are those of another question of the same
   family about another scene. The learnt vectors are the same for all questions, so what is
-  exchanged is what the student made of them.
+  exchanged is what the student made of them. A question whose family no other scene asks gets
+  those of a question of any family; ``Intervened.without_donor`` counts them.
 - ``shuffled``: the learnt vectors stand in another order.
 """
 
@@ -94,6 +95,15 @@ class Intervened:
         self.answerer, self.kind, self.seed = answerer, kind, seed
         self._store, self._ring = store, list(scene_ids)
         self._sessions: OrderedDict[str, StudentSession] = OrderedDict()
+
+    @property
+    def without_donor(self) -> int:
+        """Questions whose family no other scene asks."""
+        scenes: dict[str, set[str]] = {}
+        questions = [q for scene_id in self._ring for q in self._store.questions(scene_id)]
+        for question in questions:
+            scenes.setdefault(question.family, set()).add(question.scene_id)
+        return sum(len(scenes[question.family]) < 2 for question in questions)
 
     def open(self, scene: Scene) -> IntervenedSession:
         """The student's session; only its answers change."""

@@ -1,8 +1,10 @@
 """What a linear map can read from states: ridge regression, its control task, honest intervals.
 
-A probe that reads a property well may have learnt it by heart. So the same probe is fitted to a
-control task too, after Hewitt and Liang (2019): every kind of input gets a random but fixed target,
-which the states cannot know. Selectivity is the score of the property less that of the control.
+A probe that reads a property well may have learnt it by heart. So the same probe is fitted to
+control tasks too, after Hewitt and Liang (2019): every kind of input gets a random but fixed
+target, which the states cannot know. What kind of input there is must not settle the property
+itself, or the control could be had from the property. Selectivity is how far the property is read
+beyond a guess, less how far the controls are (mean of several draws), each beyond its own guess.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class ProbeTask:
     # Places of the questions among all.
     where: Int[np.ndarray, "n"]
     targets: Float[np.ndarray, "n"]
-    control: Float[np.ndarray, "n"]
+    # Targets of several control tasks.
+    controls: Float[np.ndarray, "c n"]
 
     @property
     def chosen(self) -> bool:
@@ -56,13 +59,16 @@ class ProbeScore:
     """How well a property is read. ``score`` is accuracy, or R^2 where targets are numbers.
 
     ``error`` is the mean absolute error in the target's unit; None of classes. ``guess`` is the
-    score of saying always the same: the commonest class, or the mean (R^2 0).
+    score of saying always the same: the commonest class, or the mean (R^2 0). ``control`` and
+    ``control_guess`` are means over the control tasks; ``selectivity`` is (score - guess) -
+    (control - control_guess).
     """
 
     score: Score
     control: Score
     selectivity: Score
     guess: float
+    control_guess: float
     error: Score | None
     n: int
     trained_on: int
@@ -73,13 +79,26 @@ def control_targets(
     targets: Float[np.ndarray, "n"],
     train: Bool[np.ndarray, "n"],
     seed: int,
+    *,
+    within: Sequence[Hashable] | None = None,
 ) -> Float[np.ndarray, "n"]:
-    """A random but fixed target for every kind of input, drawn from the targets of training."""
+    """A random but fixed target for every kind of input (``keys``).
+
+    The kinds get even shares of the training's targets in random order, so that controls are as
+    balanced as the property. With ``within`` (one value for all inputs of a key) that holds inside
+    each of its groups too: then a group tells as little of the control as can be.
+    """
     known = np.sort(targets[train])
+    groups: dict[str, set[Hashable]] = {}
+    for key, group in zip(keys, [0] * len(keys) if within is None else within, strict=True):
+        groups.setdefault(repr(group), set()).add(key)
     drawn: dict[Hashable, float] = {}
-    for key in sorted(set(keys), key=repr):
-        rng = np.random.default_rng([seed, *repr(key).encode()])
-        drawn[key] = float(known[rng.integers(len(known))])
+    for group in sorted(groups):
+        rng = np.random.default_rng([seed, *group.encode()])
+        members = sorted(groups[group], key=repr)
+        even = (np.arange(len(members)) + rng.random()) / len(members)
+        chosen = known[(rng.permutation(even) * len(known)).astype(int)]
+        drawn |= dict(zip(members, chosen.tolist(), strict=True))
     return np.array([drawn[key] for key in keys])
 
 
@@ -98,29 +117,50 @@ def probe_task(
     names = np.array(scenes)
     fit = _Ridge(states[train], names[train])
     asked = [str(name) for name in names[~train]]
-    found = [
-        _judge(fit, states[~train], targets[train], targets[~train], task, asked, resampler)
-        for targets in (task.targets, task.control)
-    ]
-    (real, errors), (control, _) = found
-    guess = 0.0
-    if task.chosen:
-        counts = np.bincount(task.targets[train].astype(int), minlength=len(task.classes))
-        guess = float(np.mean(task.targets[~train] == counts.argmax()))
+
+    def judged(targets: Float[np.ndarray, "n"]) -> _Judged:
+        return _judge(fit, states[~train], targets[train], targets[~train], task, asked, resampler)
+
+    real, controls = judged(task.targets), [judged(targets) for targets in task.controls]
+    control, guessed = (_mean([getattr(one, part) for one in controls]) for part in _PARTS)
+    beyond = _less(_less(real.score, real.guess), _less(control, guessed))
     return ProbeScore(
-        score=_score(real),
+        score=_score(real.score),
         control=_score(control),
-        selectivity=_score((real[0] - control[0], real[1] - control[1])),
-        guess=guess,
+        selectivity=_score(beyond),
+        guess=real.guess[0],
+        control_guess=guessed[0],
         error=None
-        if errors is None
-        else _score((float(errors.mean()), resampler.draws(errors, asked))),
+        if real.errors is None
+        else _score((float(real.errors.mean()), resampler.draws(real.errors, asked))),
         n=len(asked),
         trained_on=int(train.sum()),
     )
 
 
+#: A figure, and itself in every draw of the scenes.
 _Drawn = tuple[float, Float[np.ndarray, "draws"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A score and that of always saying the same; of numbers the absolute errors too."""
+
+    score: _Drawn
+    guess: _Drawn
+    errors: Float[np.ndarray, "m"] | None
+
+
+_PARTS = ("score", "guess")
+
+
+def _mean(found: Sequence[_Drawn]) -> _Drawn:
+    values, draws = zip(*found, strict=True)
+    return float(np.mean(values)), np.mean(draws, axis=0)
+
+
+def _less(one: _Drawn, other: _Drawn) -> _Drawn:
+    return one[0] - other[0], one[1] - other[1]
 
 
 def _score(found: _Drawn) -> Score:
@@ -136,13 +176,16 @@ def _judge(
     task: ProbeTask,
     scenes: Sequence[str],
     resampler: Resampler,
-) -> tuple[_Drawn, Float[np.ndarray, "m"] | None]:
-    """A score with its draws; of numbers the absolute errors too."""
+) -> _Judged:
     if task.chosen:
         one_hot = np.eye(len(task.classes))
         said = fit.predictor(one_hot[learnt.astype(int)])(states).argmax(axis=1)
-        right = (said == true).astype(np.float64)
-        return (float(right.mean()), resampler.draws(right, scenes)), None
+        commonest = np.bincount(learnt.astype(int)).argmax()
+        right, lucky = (
+            (float(hits.mean()), resampler.draws(hits.astype(np.float64), scenes))
+            for hits in (said == true, commonest == true)
+        )
+        return _Judged(score=right, guess=lucky, errors=None)
     said = fit.predictor(learnt[:, None])(states)[:, 0]
     # Against always saying the mean of training, as whoever has no states would.
     squared = np.stack([(said - true) ** 2, (learnt.mean() - true) ** 2], axis=1)
@@ -151,7 +194,10 @@ def _judge(
         draws = 1 - sums[:, 0] / sums[:, 1]
     off, spread = squared.sum(axis=0)
     # Where nothing varies there is nothing to tell.
-    return (float(1 - off / spread) if spread > 0 else 0.0, draws), np.abs(said - true)
+    value = float(1 - off / spread) if spread > 0 else 0.0
+    return _Judged(
+        score=(value, draws), guess=(0.0, np.zeros_like(draws)), errors=np.abs(said - true)
+    )
 
 
 class _Ridge:

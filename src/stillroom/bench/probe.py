@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from jaxtyping import Float
 
 from stillroom.bench.linear_probe import probe_task
 from stillroom.bench.probe_report import write_report
-from stillroom.bench.probe_tasks import Probed, probe_tasks, probed_questions
+from stillroom.bench.probe_tasks import CONTROLS, Probed, probe_tasks, probed_questions
 from stillroom.bench.slot_attention import slot_attention
 from stillroom.evaluate.intervals import DRAWS, Resampler
 from stillroom.records import BadInputError, Question
-from stillroom.scenes.store import SceneStore, open_store, write_atomically
+from stillroom.scenes.store import SceneStore, open_store, read_json, write_atomically
 from stillroom.students.probe import (
     PROBE_NOTE,
     Reading,
@@ -37,7 +38,7 @@ from stillroom.students.session import StudentAnswerer, StudentSession
 
 Progress = Callable[[int, int], None]
 
-VERSION = 1
+VERSION = 2
 RECORD_FILE = "PROBE.json"
 #: Scenes whose states are kept in one file: what a kill can cost.
 SCENES_PER_FILE = 8
@@ -129,7 +130,9 @@ def probe(
             "seed": asked.seed,
             "slots": answerer.student.config.slot_count,
             "interval": f"95 %, percentile bootstrap over scenes, {DRAWS} draws",
-            "control": "random targets fixed by the kinds of the things named (Hewitt and Liang)",
+            "control": f"{CONTROLS} tasks of random targets (Hewitt and Liang), fixed by the kinds "
+            "of the things named, of the kind by the thing's full name, of answers by kinds and "
+            "options",
         },
         "settings": settings,
     }
@@ -162,14 +165,19 @@ def _finished(out: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
         if out.is_dir() and any(out.iterdir()):
             raise BadInputError(f"{out} is not empty and holds no probe. Choose another --out.")
         return None
-    there = json.loads(plan.read_text())["settings"]
+    held = read_json(plan, remedy="choose another --out")
+    there = held.get("settings")
+    if held.get("version") != VERSION or not isinstance(there, dict):
+        raise BadInputError(
+            f"{plan} is of another version of the probe, or damaged. Choose another --out."
+        )
     for name, value in settings.items():
         if there.get(name) != value:
             raise BadInputError(
                 f"{out} holds a probe with other settings ({name}). Choose another --out."
             )
     record = out / RECORD_FILE
-    return dict(json.loads(record.read_text())) if record.is_file() else None
+    return read_json(record) if record.is_file() else None
 
 
 # States. ----------------------------------------------------------------------------------------
@@ -279,9 +287,14 @@ def _scores(
 def _joined(files: Sequence[Path], name: str) -> Float[np.ndarray, "n levels d"] | None:
     parts = []
     for file in files:
-        with np.load(file) as held:
-            if name in held:
-                parts.append(held[name])
+        try:
+            with np.load(file) as held:
+                if name in held:
+                    parts.append(held[name])
+        except (ValueError, OSError, EOFError, BadZipFile) as error:
+            raise BadInputError(
+                f"{file} is not readable ({error}); delete it and give the same command again"
+            ) from None
     return np.concatenate(parts) if parts else None
 
 

@@ -59,7 +59,9 @@ def best_table(record: Mapping[str, Any]) -> Table:
             rows.append([f"{task} ({level})", name, *_cells(levels[level], found)])
     note = (
         "The layer in brackets is the one at which the slots score best, 0 being what is read in; "
-        "the other rows are of the same layer. Selectivity is the score less that of the control."
+        "the other rows are of the same layer. Selectivity is how far the score lies above always "
+        "saying the same, less how far the control does [in brackets what always saying the same "
+        "has there]."
     )
     head = ["property (layer)", "from", *_HEAD]
     return Table(title="What can be read", note=note, head=head, rows=rows)
@@ -90,7 +92,7 @@ def _cells(one: Mapping[str, Any], task: Mapping[str, Any]) -> list[str]:
     return [
         f"{kind} {_interval(one['score'])}",
         f"{one['guess']:.3f}",
-        _interval(one["control"]),
+        f"{_interval(one['control'])} [{one['control_guess']:.3f}]",
         _interval(one["selectivity"]),
         "-" if error is None else f"{_interval(error)} {task['unit']}",
         f"{one['n']} (learnt from {one['trained_on']})",

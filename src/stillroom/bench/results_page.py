@@ -15,17 +15,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from scipy import stats
 
 from stillroom.bench import ablation_report as ablations
 from stillroom.bench.tables import Table, number, points, probability, seen_from, share
+from stillroom.evaluate.intervals import DRAWS
+from stillroom.evaluate.paired import INTERVAL, SeedFigure, over_seeds
 from stillroom.evaluate.report_cases import AGREEMENT
+from stillroom.recipes.ablations import SUITES
 from stillroom.records import FAMILIES, BadInputError
 
+_Made = TypeVar("_Made")
 PAGE, FOLDER = "results.md", "results"
 NOTHING = "No committed record yet.\n"
 
@@ -58,7 +63,11 @@ def page(folder: Path) -> str:
     """
     held = read_records(folder)
     suites = {name: record for record, name in _ablations(held)}
-    evaluations = [(file, record) for file, record in held if "rows" in record and _is_run(record)]
+    evaluations = [
+        (file, record)
+        for file, record in held
+        if "rows" in record and _whole(file, _is_run, record)
+    ]
     speeds = [(file, record) for file, record in held if record.get("kind") == "latency"]
     parts = [
         "# Results\n\nMade by `python -m stillroom.bench.results_page docs` from the records in "
@@ -66,20 +75,35 @@ def page(folder: Path) -> str:
         "unless a column says otherwise, intervals 95 %. How each figure is made: "
         "[evaluate.md](evaluate.md), [ablations.md](ablations.md).\n",
         "## Table I: students, teacher and what they must beat\n",
-        *[_table_one(*one) for one in evaluations],
+        *[_whole(one[0], _table_one, *one) for one in evaluations],
         _over_seeds(evaluations),
         "" if evaluations else NOTHING,
         *_suite_part("table2", "Table II: what each term is worth", suites),
         *_suite_part("table3", "Table III: number of slots", suites),
         *_suite_part("slots", "Slots: do they cause anything?", suites),
         "## Table IV: speed\n",
-        *[_table_four(*one) for one in speeds],
+        *[_whole(one[0], _table_four, *one) for one in speeds],
         "" if speeds else NOTHING,
         "## Table V: cases\n",
-        *(found := [text for one in evaluations if (text := _table_five(*one))]),
+        *(found := [text for one in evaluations if (text := _whole(one[0], _table_five, *one))]),
         "" if found else NOTHING,
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
+
+
+def _whole(file: str, make: Callable[..., _Made], *given: Any) -> _Made:
+    """What ``make`` makes of a record; one that lacks something is named.
+
+    Raises:
+        BadInputError: it does.
+    """
+    try:
+        return make(*given)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        lacking = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise BadInputError(
+            f"{file} is no whole record ({lacking}); take it out of the folder, or make it again"
+        ) from None
 
 
 def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -95,7 +119,8 @@ def read_records(folder: Path) -> list[tuple[str, dict[str, Any]]]:
         except (ValueError, UnicodeDecodeError) as error:
             raise BadInputError(f"{file} is not readable JSON ({error})") from None
         known = isinstance(record, dict) and (
-            record.get("kind") in ("ablation", "latency") or ("rows" in record and "meta" in record)
+            record.get("kind") in ("ablation", "latency")
+            or all(isinstance(record.get(part), dict) for part in ("rows", "meta"))
         )
         if not known:
             raise BadInputError(
@@ -112,7 +137,9 @@ def _ablations(held: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[dict[st
     for file, record in held:
         if record.get("kind") != "ablation":
             continue
-        name = record["suite"]
+        name = str(record.get("suite"))
+        if name not in SUITES:
+            raise BadInputError(f"{file} is of the suite {name!r}; known are {', '.join(SUITES)}")
         if name in found:
             raise BadInputError(
                 f"{file} and {found[name]} are both of the suite {name}; keep one of them"
@@ -153,21 +180,22 @@ def _table_one(file: str, record: Mapping[str, Any]) -> str:
     sizes = meta.get("parameters") or {}
     for name, row in record["rows"].items():
         count = sizes.get(name)
+        large = sizes.get(meta.get("teacher"))
         against = row["metrics"].get("against_teacher", {}).get("rouge", {}).get("rouge1")
         kept = row.get("retention", {}).get("overall")
-        seeing = kept["above_blind"] if kept else None
         rows.append(
             [
                 name,
                 "-" if count is None else f"{count / 1e6:.2f} M",
+                "-" if not count or not large else f"{large / count:.2f}",
                 *(share(_figure(row.get(group))) for group in ("overall", *FAMILIES)),
                 share(_figure(kept)),
-                "-" if seeing is None else f"{100 * seeing:.1f} %",
+                _seeing(kept),
                 number(_figure(against)),
                 str(row["overall"]["n"]) if "overall" in row else "-",
             ]
         )
-    head = ["row", "parameters", "overall", *FAMILIES, "retention", "above blind"]
+    head = ["row", "parameters", "teacher / row", "overall", *FAMILIES, "retention", "above blind"]
     table = Table(
         title=f"Split {meta.get('split', '?')}: {file.removesuffix('.json')}",
         head=[*head, "ROUGE-1 to teacher", "n"],
@@ -183,35 +211,67 @@ def _figure(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {"value": entry["score"], "low": entry["low"], "high": entry["high"]}
 
 
+def _seeing(kept: Mapping[str, Any] | None) -> str:
+    """What is kept above the stronger blind row, with its interval where it has one."""
+    if not kept or kept["above_blind"] is None:
+        return "-"
+    low, high = kept.get("above_blind_low"), kept.get("above_blind_high")
+    bounds = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    of = f", over {kept['blind']}" if kept.get("blind") else ""
+    return f"{100 * kept['above_blind']:.1f} %{bounds}{of}"
+
+
 def _over_seeds(evaluations: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Students of several evaluations of one split: mean, least and most over them."""
-    by_split: dict[str, list[Mapping[str, Any]]] = {}
-    for _, record in evaluations:
-        student = record["rows"].get(record["meta"]["student"], {})
-        if "overall" in student:
-            by_split.setdefault(str(record["meta"].get("split")), []).append(student)
+    """Students of one recipe and several seeds on one split: the mean, with t and scene interval.
+
+    A student without a recipe or a seed in its record is in no group, and of two with the same seed
+    the first file counts.
+    """
+    groups: dict[tuple[str, ...], dict[int, tuple[str, Mapping[str, Any]]]] = {}
+    for file, record in evaluations:
+        meta, name = record["meta"], record["meta"]["student"]
+        made = (meta.get("students") or {}).get(name) or {}
+        row = record["rows"].get(name, {})
+        if made.get("recipe") and "seed" in made and "overall" in row:
+            key = (made["recipe"], *(str(meta.get(k)) for k in ("split", "scenes", "questions")))
+            groups.setdefault(key, {}).setdefault(int(made["seed"]), (file, row))
     rows = []
-    for split, students in by_split.items():
-        if len(students) < 2:
+    for (recipe, split, *_), found in groups.items():
+        if len(found) < 2:
             continue
+        kept = [row.get("retention", {}).get("overall") for _, row in found.values()]
         cells = [
-            _range([s[group]["score"] for s in students if group in s])
-            for group in ("overall", *FAMILIES)
+            _mean([row.get(group) for _, row in found.values()]) for group in ("overall", *FAMILIES)
         ]
-        kept = [s["retention"]["overall"]["score"] for s in students if s.get("retention")]
-        rows.append([split, str(len(students)), *cells, _range([k for k in kept if k is not None])])
+        seeds = ", ".join(map(str, sorted(found)))
+        rows.append(
+            [recipe, split, seeds, *cells, _mean(kept), ", ".join(f for f, _ in found.values())]
+        )
     return Table(
-        title="Students over seeds: mean (least to most)",
-        head=["split", "seeds", "overall", *FAMILIES, "retention"],
+        title="Students over seeds",
+        note=f"Mean over seeds, {INTERVAL}; the scenes' part is that of each record's own "
+        "interval, taken for shared by all seeds.",
+        head=["recipe", "split", "seeds", "overall", *FAMILIES, "retention", "records"],
         rows=rows,
     ).markdown(level=3)
 
 
-def _range(values: Sequence[float]) -> str:
-    if not values:
+def _mean(entries: Sequence[Mapping[str, Any] | None]) -> str:
+    """A figure of several seeds; "-" where one of them lacks it."""
+    figures = [_figure(entry) for entry in entries]
+    if not all(figures):
         return "-"
-    mean, least, most = (100 * f(values) for f in (np.mean, min, max))
-    return f"{mean:.1f} % ({least:.1f} to {most:.1f})"
+    bell = stats.norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
+    seeds = [
+        SeedFigure(
+            value=one["value"], draws=one["value"] + bell * (one["high"] - one["low"]) / 3.92
+        )
+        for one in figures
+        if one is not None
+    ]
+    spread = over_seeds(seeds, rng=np.random.default_rng(0))
+    low, high = spread.interval
+    return share({"value": spread.value, "low": low, "high": high})
 
 
 # Tables II, III and the slots. ------------------------------------------------------------------
@@ -221,6 +281,10 @@ def _suite_part(name: str, title: str, suites: Mapping[str, dict[str, Any]]) -> 
     record = suites.get(name)
     if record is None:
         return [f"## {title}\n", NOTHING]
+    return _whole(record["file"], _suite_lines, name, title, record)
+
+
+def _suite_lines(name: str, title: str, record: dict[str, Any]) -> list[str]:
     parts = [f"## {title}\n", f"{ablations.lead(record)}\n"]
     if name == "slots":
         parts.append(slots_paragraph(record) + "\n")
@@ -254,19 +318,35 @@ def slots_paragraph(record: Mapping[str, Any]) -> str:
         return f"The arm {base} is not finished, so nothing can be said."
     own = arms[base]["figures"]["score"]["overall"]
     said = [f"The student with {arms[base]['title']} answers {share(own)} right."]
-    for row in arms.values():
-        found = row.get("difference", {}).get("score", {})
+    for name in record["primary"]:
+        found = arms.get(name, {}).get("difference", {}).get("score", {})
         if "overall" not in found:
             continue
-        one = found["overall"]
+        title, one = arms[name]["title"], found["overall"]
         where = [f for f in FAMILIES if f in found and found[f]["verdict"] in ("better", "worse")]
         told = ", ".join(f"{f} {points(found[f])}" for f in where)
         said.append(
-            f"{row['title'][0].upper()}{row['title'][1:]}: {points(one)} points, p "
+            f"{title[0].upper()}{title[1:]}: {points(one)} points, p "
             f"{probability(one['p_holm'])} after Holm, {one['verdict']}"
             + (f" ({seen_from(one)} would be seen)" if one["detectable"] is not None else "")
-            + (f"; by family {told}." if told else "; in no family by itself.")
+            + (
+                f"; by family (Holm over these comparisons and families) {told}."
+                if told
+                else "; in no family by itself."
+            )
         )
+    others = {
+        f"{name} - {record['base']}": row["difference"].get("score", {}).get("overall")
+        for name, row in arms.items()
+        if "difference" in row and name not in record["primary"]
+    } | {name: pair.get("score", {}).get("overall") for name, pair in record["pairs"].items()}
+    secondary = [
+        f"{name} {points(one)}, p {probability(one['p'])}, {one['verdict']}"
+        for name, one in others.items()
+        if one
+    ]
+    if secondary:
+        said.append(f"Secondary, p uncorrected: {'; '.join(secondary)}.")
     seeds = len(record["meta"]["seeds"])
     said.append(
         f"{seeds} seed{'s' if seeds != 1 else ''}, {own['n']} questions each. "

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from stillroom.bench.arm import ArmJob, read_arm, run_arm
+from stillroom.bench.arm import ArmJob, run_arm
 from stillroom.records import BadInputError
 from stillroom.teachers.label_run import threads_for, use_threads
 from stillroom.training.handed import TrainingDiverged
@@ -33,7 +33,7 @@ def run_all(
     progress: Progress | None,
 ) -> None:
     """Run the jobs that are not done; ``failed`` gets a reason for each that does not end well."""
-    left = [job for job in jobs if read_arm(job.home) is None]
+    left = [job for job in jobs if not job.finished]
     done = len(jobs) - len(left)
 
     def end(job: ArmJob, reason: str) -> None:

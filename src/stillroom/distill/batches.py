@@ -57,6 +57,8 @@ class Batch:
     scene: SceneLabels | None = None
     # The photos, where the encoder's depth head is trained: tokens and own_depth are then not used.
     photos: UInt8[Tensor, "b v 3 s s"] | None = None
+    # There too: which of their pixels ``true_depth`` is the mean of.
+    measured: Bool[Tensor, "b v s s"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +212,8 @@ class Batches:
         cells = self.features.cells[rows].astype(np.int64).reshape(len(rows), -1)
         shown = np.take_along_axis(self.features.objects[rows], cells[:, :, None], axis=1)[..., :2]
         shown[~known] = UNKNOWN
+        # A thing whose kind or colour has no word of ours is not nameless: nobody says what it is.
+        shown[(cells > 0)[..., None] & (shown == 0)] = UNKNOWN
         tokens = torch.from_numpy(self.features.tokens[rows].astype(np.float32))
         true = torch.from_numpy(self.features.true_depth[rows].astype(np.float32))
         return Batch(
@@ -224,6 +228,9 @@ class Batches:
             photos=None
             if self.features.photos is None
             else torch.from_numpy(np.asarray(self.features.photos[rows])),
+            measured=None
+            if self.features.measured is None
+            else torch.from_numpy(np.asarray(self.features.measured[rows])),
             **named.arrays(),
             **_logits([item for row in items for item in row]),
         )

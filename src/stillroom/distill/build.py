@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 from stillroom.distill.config import DistillConfig, StudentSizes
 from stillroom.distill.lora import add_lora
 from stillroom.engine.initial import begin_copying, match_queries
-from stillroom.records import BadInputError
+from stillroom.records import BadInputError, DepthUnit
 from stillroom.scenes.rooms import CATEGORIES
 from stillroom.students.config import StillroomConfig, neox_config
 from stillroom.students.encoders.load import EncoderConfig, encoder_config, load_encoder
+from stillroom.students.encoders.vggt_load import made_by_us
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.measures import MEASURES
@@ -52,12 +53,14 @@ def student_config(
     tokenizer: Tokenizer | None = None,
     *,
     feature_width: int = 0,
+    kinds: Sequence[str] = CATEGORIES,
+    depth_unit: DepthUnit | None = None,
 ) -> StillroomConfig:
     """The transformers config of the student that a recipe describes.
 
     ``text`` is its language model's; ``tokenizer`` gives the ids that begin and end an answer, by
     default the made worlds'. ``feature_width`` is that of the teacher's features, 0 where there are
-    none.
+    none; ``depth_unit`` what the encoder's depth is told in, None for what its sizes suggest.
     """
     size, words = config.student, load_tokenizer() if tokenizer is None else tokenizer
     return StillroomConfig(
@@ -73,16 +76,17 @@ def student_config(
         max_views=size.max_views,
         blind=not config.vision,
         train_depth_head=config.losses.depth_head,
+        depth_unit=depth_unit,
         pad_token_id=words.pad_id,
         bos_token_id=words.bos_id,
         eos_token_id=words.eos_id,
         mention_level=size.mention_level,
         measure_level=size.measure_level,
-        **_heads(config, feature_width),
+        **_heads(config, feature_width, kinds),
     )
 
 
-def _heads(config: DistillConfig, feature_width: int) -> dict[str, Any]:
+def _heads(config: DistillConfig, feature_width: int, kinds: Sequence[str]) -> dict[str, Any]:
     """Settings of the heads that the losses ask for; one that nothing trains is not made."""
     size, losses, found = config.student, config.losses, dict[str, Any]()
     if losses.measures:
@@ -92,7 +96,7 @@ def _heads(config: DistillConfig, feature_width: int) -> dict[str, Any]:
             "detection_queries": size.detection_queries,
             "detection_width": size.detection_width,
             "detection_layers": size.detection_layers,
-            "detection_kinds": list(CATEGORIES),
+            "detection_kinds": list(kinds),
         }
     if losses.spatial:
         found["relation_width"] = size.relation_width
@@ -229,12 +233,13 @@ def build_student(
     tokenizer: Path | str = "",
     *,
     feature_width: int = 0,
+    kinds: Sequence[str] = CATEGORIES,
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     """A student ready to be trained, drawn from the recipe's seed.
 
     ``encoder``, ``language_model`` and ``tokenizer`` are where those of the recipe lie. A student
     to go on from gets the heads that the losses ask for and it lacks. ``feature_width`` as in
-    ``student_config``.
+    ``student_config``; ``kinds`` are what a new detector tells apart.
 
     Raises:
         BadInputError: no such encoder, language model or tokenizer, or ``start_from`` is no
@@ -242,11 +247,13 @@ def build_student(
     """
     if config.start_from:
         student, processor = _gone_on_with(config)
-        student = _with_heads(student, _heads(config, feature_width), config.train.seed)
+        student = _with_heads(student, _heads(config, feature_width, kinds), config.train.seed)
         student.config.train_depth_head = config.losses.depth_head
         student.freeze()
     else:
-        student, processor = _fresh(config, encoder, language_model, tokenizer, feature_width)
+        student, processor = _fresh(
+            config, encoder, language_model, tokenizer, feature_width, kinds
+        )
     if config.lora.rank:
         torch.manual_seed(config.train.seed)
         add_lora(student, config.lora)
@@ -259,6 +266,7 @@ def _fresh(
     language_model: Path | str,
     tokenizer: Path | str,
     feature_width: int,
+    kinds: Sequence[str],
 ) -> tuple[StillroomStudent, StillroomProcessor]:
     words = recipe_tokenizer(tokenizer, language_model)
     text = (
@@ -267,7 +275,15 @@ def _fresh(
         else language_config(config.student, words)
     )
     seen_by = load_encoder(encoder, heads=KEPT_HEADS)
-    built = student_config(config, seen_by.config, text, words, feature_width=feature_width)
+    built = student_config(
+        config,
+        seen_by.config,
+        text,
+        words,
+        feature_width=feature_width,
+        kinds=kinds,
+        depth_unit="metre" if made_by_us(encoder) else "scene",
+    )
     torch.manual_seed(config.train.seed)
     student = StillroomStudent(built)
     if language_model:

@@ -47,6 +47,10 @@ class StudentSizes:
     detection_queries: int = 16
     detection_width: int = 64
     detection_layers: int = 2
+    # Of scenes with other things than made rooms have: the detector tells the kinds apart of which
+    # there are at least so many things, at most so many kinds. Of others it learns the boxes.
+    detection_least: int = 5
+    detection_kinds: int = 100
     # Inner width of the head that relates things, where losses.spatial asks for one.
     relation_width: int = 64
     # Width of the teacher's features, where losses.spatial or losses.feature ask for them; 0 takes
@@ -59,9 +63,20 @@ class StudentSizes:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a sentence."""
-        for name in ("detection_queries", "detection_layers", "relation_width"):
+        for name in (
+            "detection_queries",
+            "detection_layers",
+            "detection_least",
+            "detection_kinds",
+            "relation_width",
+        ):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.heads < 1 or self.hidden_size % self.heads:
+            raise BadInputError(
+                f"hidden_size {self.hidden_size} must be a multiple of heads, got {self.heads}; "
+                "change --student.heads or --student.hidden-size"
+            )
         if self.feature_width < 0:
             raise BadInputError(f"feature_width must not be negative, got {self.feature_width}")
         if self.detection_width < 1 or self.detection_width % 32:
@@ -158,6 +173,13 @@ class LossConfig:
                 f"losses.weights names {unknown[0]!r}, which is no term that is on; those are "
                 f"{', '.join(self.terms)}"
             )
+        known = {*self.terms, *(part for parts in self.parts.values() for part in parts)}
+        strange = [name for name in self.reach_nothing if name not in known]
+        if strange:
+            raise BadInputError(
+                f"losses.reach_nothing names {strange[0]!r}, which is no term or part that is on; "
+                f"those are {', '.join(sorted(known))}"
+            )
         if any(weight < 0 for weight in self.weights.values()):
             raise BadInputError(f"losses.weights must not be negative, got {self.weights}")
 
@@ -235,6 +257,9 @@ class DistillConfig:
     # Where the frozen encoder's features are kept. Empty is the run's own folder; runs that share
     # one run the encoder once for all of them.
     features: str = ""
+    # Scenes that share a pass of the frozen encoder while its features are made; more need more of
+    # the device's memory.
+    scenes_per_pass: int = 1
     # False hides the pictures: the retrained blind student.
     vision: bool = True
     # Go on from this checkpoint instead of from scratch; empty is from scratch.
@@ -251,6 +276,8 @@ class DistillConfig:
     validation_split: Literal["train", "val", "test", "shifted"] = "val"
     # At most so many validation scenes per evaluation.
     validation_scenes: int = 100
+    # So many of the scenes trained on, always the same, are evaluated beside them; 0 is none.
+    training_scenes: int = 20
 
     @property
     def shelters_slots(self) -> bool:
@@ -268,10 +295,9 @@ class DistillConfig:
                 "ways back through the model, for which fsdp does not keep it; take "
                 "--train.parallel ddp, --slots.supervision extra or turn these terms off"
             )
-        if self.questions_per_scene < 1:
-            raise BadInputError(
-                f"questions_per_scene must be at least 1, got {self.questions_per_scene}"
-            )
+        for name in ("questions_per_scene", "scenes_per_pass", "validation_scenes"):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.lora.rank and not (self.language_model or self.start_from):
             raise BadInputError(
                 "lora needs a pretrained language_model to update; name one, or set lora.rank 0"
@@ -282,10 +308,8 @@ class DistillConfig:
                 f"{self.train.workers} would draw from one generator in no fixed order; set "
                 "--train.workers 1 or --lora.dropout 0"
             )
-        if self.validation_scenes < 1:
-            raise BadInputError(
-                f"validation_scenes must be at least 1, got {self.validation_scenes}"
-            )
+        if self.training_scenes < 0:
+            raise BadInputError(f"training_scenes must not be negative, got {self.training_scenes}")
         for name in ("description_share", "other_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")

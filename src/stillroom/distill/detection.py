@@ -1,8 +1,8 @@
 """Set prediction: which guess is meant for which thing, and what each is then taught.
 
-Kinds count from 1, 0 is none. A box is eight numbers (``students.detector.BOX_NUMBERS``): centre
-in view0 [m], log edge lengths [log m], sine and cosine of twice the yaw. One value per position
-comes back, as from ``losses.py``.
+Kinds count from 1, 0 is no thing. A box is eight numbers (``students.detector.BOX_NUMBERS``):
+centre in view0 [m], log edge lengths [log m], sine and cosine of twice the yaw. One value per
+position comes back, as from ``losses.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ FOCAL_ALPHA = 0.25
 #: What a guess costs as the match of a thing: its probability of the kind, its mean box error.
 MATCH_CLASS = 2.0
 MATCH_BOX = 5.0
+#: The kind of a thing that is none of those told apart: its box is learnt, its class is not.
+UNKNOWN_KIND = -1
 #: A guess without a thing.
 UNMATCHED = -1
 
@@ -34,7 +36,8 @@ def match(
     """The thing that each guess is matched with, ``UNMATCHED`` for none: least total cost.
 
     Hungarian algorithm (Carion et al. 2020, eq. 1) by scipy, scene by scene. Of more things than
-    guesses the cheapest ones are matched. A matching carries no gradient.
+    guesses the cheapest ones are matched. For a thing of ``UNKNOWN_KIND`` a guess of any kind is
+    as good. A matching carries no gradient.
     """
     found = torch.full(logits.shape[:2], UNMATCHED)
     probs = logits.float().softmax(dim=-1)
@@ -42,7 +45,11 @@ def match(
     costs = MATCH_BOX * torch.cdist(box.float(), truth.float(), p=1).nan_to_num(1e6) / box.shape[-1]
     for row, kinds in enumerate(kind):
         things = kinds.nonzero()[:, 0]
-        cost = costs[row][:, things] - MATCH_CLASS * probs[row][:, kinds[things]].nan_to_num(0.0)
+        named = kinds[things]
+        right = torch.where(
+            named == UNKNOWN_KIND, 1 - probs[row][:, :1], probs[row][:, named.clamp_min(0)]
+        )
+        cost = costs[row][:, things] - MATCH_CLASS * right.nan_to_num(0.0)
         guesses, which = linear_sum_assignment(cost.cpu().numpy())
         found[row, torch.from_numpy(guesses)] = things.cpu()[torch.from_numpy(which)]
     return found.to(logits.device)

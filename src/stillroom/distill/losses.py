@@ -36,11 +36,6 @@ def masked_sum(values: Float[Tensor, "*p"], mask: Bool[Tensor, "*p"]) -> Float[T
     return torch.where(mask, values, torch.zeros_like(values)).sum()
 
 
-def masked_mean(values: Float[Tensor, "*p"], mask: Bool[Tensor, "*p"]) -> Float[Tensor, ""]:
-    """Mean over the positions where ``mask`` is true; NaN if there are none."""
-    return masked_sum(values, mask) / mask.sum()
-
-
 def answer_cross_entropy(
     logits: Float[Tensor, "*p v"], labels: Int[Tensor, "*p"]
 ) -> Float[Tensor, "*p"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,9 +11,13 @@ from typing import Any
 
 from stillroom import __version__
 from stillroom.distill.config import DistillConfig
+from stillroom.records import BadInputError
 from stillroom.scenes.store import SceneStore
+from stillroom.students.card import PROVENANCE_FILE
 from stillroom.students.model import StillroomStudent
 from stillroom.students.parameters import parameter_table
+
+logger = logging.getLogger(__name__)
 
 
 def provenance(
@@ -25,11 +31,13 @@ def provenance(
     steps: int,
     seconds: float,
     meta: Mapping[str, Any],
+    parent: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Facts about a finished run, JSON-able, as ``students.card`` reads them.
 
     ``scene_ids`` are those of each split; ``seconds`` is training time over all sittings; ``meta``
-    (commit, command, machine) goes in as it is.
+    (commit, command, machine) goes in as it is. ``parent`` are the facts about the student that
+    the run began from: encoder, language model and tokenizer are its, whatever the recipe names.
     """
     first = [ids[0] for ids in scene_ids.values()]
     return {
@@ -38,10 +46,9 @@ def provenance(
         "version": __version__,
         "recipe": recipe,
         "teacher": dict(teacher),
-        "encoder": _name(config.encoder),
-        "language_model": _name(config.language_model),
+        **_parts(config, parent),
         "start_from": _name(config.start_from),
-        "tokenizer": _name(config.tokenizer or config.language_model) or "made worlds' tokenizer",
+        "parent": None if parent is None else dict(parent),
         "parameters": parameter_table(student.config),
         "scenes": {
             "counts": {split: len(ids) for split, ids in scene_ids.items()},
@@ -62,6 +69,47 @@ def provenance(
                 features="",
             )
         ),
+    }
+
+
+def parent_facts(start_from: str) -> dict[str, Any] | None:
+    """What is recorded of a student to begin from, a folder or a hub id; None where nothing is."""
+    if not start_from:
+        return None
+    file: Path | None = Path(start_from) / PROVENANCE_FILE
+    if not Path(start_from).is_dir():
+        file = _from_hub(start_from)
+    if file is None or not file.is_file():
+        logger.info("%s does not say what it was made of: the model card cannot either", start_from)
+        return None
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise BadInputError(f"{file} is damaged: restore it, or remove it to go on without")
+    return facts
+
+
+def _from_hub(hub_id: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(hub_id, PROVENANCE_FILE))
+    except (HFValidationError, HfHubHTTPError, OSError):
+        return None
+
+
+def _parts(config: DistillConfig, parent: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the student is put together from; "" where there is none or nobody recorded it."""
+    if config.start_from:
+        found = {} if parent is None else parent
+        return {name: found.get(name, "") for name in ("encoder", "language_model", "tokenizer")}
+    return {
+        "encoder": _name(config.encoder),
+        "language_model": _name(config.language_model),
+        "tokenizer": _name(config.tokenizer or config.language_model) or "made worlds' tokenizer",
     }
 
 

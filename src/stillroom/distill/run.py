@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +17,31 @@ from transformers import PretrainedConfig
 
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LossConfig
+from stillroom.distill.config import DistillConfig, StudentSizes
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.lacking import scenes_without, steps_without
+from stillroom.distill.look import SEEN, look
 from stillroom.distill.lora import merged_state
 from stillroom.distill.own_depth import ScaledDepth
-from stillroom.distill.provenance import provenance
+from stillroom.distill.provenance import parent_facts, provenance
 from stillroom.distill.reach import require_reach, sheltered_slots, term_reach
-from stillroom.distill.step import count_labelled, distill_step, tokens_right
+from stillroom.distill.step import count_labelled, distill_step
 from stillroom.distill.targets import (
+    SCENES_AT_ONCE,
     SceneTargets,
     Teacher,
     cache_targets,
     find_teacher,
+    kinds_to_tell,
 )
 from stillroom.distill.weighting import make_weighting
 from stillroom.records import BadInputError, TeacherLabel, content_hash
+from stillroom.scenes.rooms import CATEGORIES
 from stillroom.scenes.store import SceneStore, open_store
 from stillroom.students.card import PROVENANCE_FILE, write_card
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.label_store import LabelStore, open_labels
-from stillroom.teachers.sampling import AnswerScores
 from stillroom.text.tokenizer import Tokenizer
 from stillroom.text.vocabulary import compare
 from stillroom.training.distributed import Processes, join
@@ -49,9 +53,6 @@ from stillroom.training.runlog import open_run
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-
-#: Scenes of one validation batch.
-SCENES_PER_EVALUATION = 8
 
 
 def distill(
@@ -83,23 +84,30 @@ def distill(
     with processes.main_first():
         ready = _prepare(config, open_store(scenes), open_labels(labels), out, processes, **places)
     student, losses = ready.student, config.losses
-    result = train(
-        config=config.train,
-        model=student,
-        weighting=make_weighting(losses),
-        sheltered=sheltered_slots(student, config),
-        step=lambda batch: distill_step(student, batch, losses),
-        count=count_labelled,
-        batch_at=ready.training.at,
-        evaluate=lambda: _evaluate(student, ready.held_out, losses),
-        best_by="answer_ce",
-        out=out,
-        settings=ready.settings,
-        progress=count_steps(progress),
-    )
+    with _encoder_aside(student):
+        result = train(
+            config=config.train,
+            model=student,
+            weighting=make_weighting(losses),
+            sheltered=sheltered_slots(student, config),
+            step=lambda batch: distill_step(student, batch, losses),
+            count=count_labelled,
+            batch_at=ready.training.at,
+            rows=len(ready.training.scene_ids),
+            evaluate=lambda: look(student, ready.held_out, ready.training, config),
+            best_by="answer_ce",
+            out=out,
+            settings=ready.settings,
+            progress=count_steps(progress),
+        )
     home = out / "student"
     if processes.main and not (ready.finished and (home / PROVENANCE_FILE).is_file()):
-        _say("steps", steps_without(out, losses))
+        without = steps_without(out, losses)
+        _say("steps", without)
+        lacking, steps = without.get("depth_map", (0, 0))
+        if lacking < steps:
+            # Its depth head learnt from measured depth.
+            student.config.depth_unit = "metre"
         save_student(student, ready.processor, home)
         facts = provenance(
             config,
@@ -111,11 +119,29 @@ def distill(
             steps=result.steps,
             seconds=result.seconds,
             meta=meta or {},
+            parent=ready.parent,
         )
         write_card(home, facts)
     processes.wait()
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(result.metrics.items()))
+    held_out = {k: value for k, value in result.metrics.items() if not k.startswith(SEEN)}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(held_out.items()))
     return f"{home} after {result.steps} steps, best at {result.best_step}: {shown}"
+
+
+@contextmanager
+def _encoder_aside(student: StillroomStudent) -> Iterator[None]:
+    """A student without its encoder, if all that is read of it is kept: it waits on the CPU, and
+    the memory it had on the device is the training's."""
+    encoder = student.encoder
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        yield
+        return
+    student.encoder = nn.Identity()  # type: ignore[assignment]
+    encoder.to("cpu")
+    try:
+        yield
+    finally:
+        student.encoder = encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +155,8 @@ class _Ready:
     training: Batches
     held_out: Batches
     finished: bool
+    # What is recorded of the student that it began from.
+    parent: dict[str, Any] | None
 
 
 def _prepare(
@@ -151,9 +179,20 @@ def _prepare(
     reads_features = losses.spatial or losses.feature
     teacher = find_teacher(taught, every, settings=taught.settings) if reads_features else None
     width = _feature_width(config, teacher)
+    found = store.kinds(every) if losses.detection else {}
+    sizes = config.student
     student, processor = build_student(
-        config, encoder, language_model, tokenizer, feature_width=width
+        config,
+        encoder,
+        language_model,
+        tokenizer,
+        feature_width=width,
+        kinds=kinds_to_tell(found, most=sizes.detection_kinds, least=sizes.detection_least),
     )
+    kinds = student.config.detection_kinds or CATEGORIES
+    if processes.main:
+        _say_kinds(found, kinds)
+    parent = parent_facts(config.start_from)
     by_text = must_read_text(processor.tokenizer, student.config.get_text_config(), taught, config)
     revision = _digest(student.encoder)
     settings = {
@@ -168,27 +207,17 @@ def _prepare(
     run = open_run(out, config=config.train, settings=settings)
     student.to(processes.device)  # type: ignore[arg-type]  # transformers wraps it without its types
     cache = Path(config.features) if config.features else out / "features"
-    features = cache_features(
+    features, targets = _cached(
+        config,
         student,
         processor,
         store,
         every,
         cache,
-        encoder=revision,
-        precision=config.encoder_precision,
-    )
-    own_depth = None
-    if losses.pairs_from == "own":
-        own_depth = (f"{revision} in metres", ScaledDepth(student, processor, encoder))
-    targets = cache_targets(
-        store,
-        every,
-        cache,
-        processor=processor,
-        grid=student.config.vision_grid,
-        losses=losses,
+        revision=revision,
         teacher=teacher,
-        own_depth=own_depth,
+        kinds=kinds,
+        own=ScaledDepth(student, processor, encoder) if losses.pairs_from == "own" else None,
     )
     training, held_out = (
         _batches(config, features, targets, store, taught, ids[name], processor, by_text=by_text)
@@ -206,16 +235,89 @@ def _prepare(
         training=training,
         held_out=held_out,
         finished=run.finished is not None,
+        parent=parent,
     )
+
+
+def _cached(
+    config: DistillConfig,
+    student: StillroomStudent,
+    processor: StillroomProcessor,
+    store: SceneStore,
+    scene_ids: Sequence[str],
+    folder: Path,
+    *,
+    revision: str,
+    teacher: Teacher | None,
+    kinds: Sequence[str],
+    own: ScaledDepth | None,
+) -> tuple[FeatureCache, SceneTargets | None]:
+    """What is read of scenes instead of their photos, made where it is not there yet."""
+
+    def made(some: Sequence[str]) -> tuple[FeatureCache, SceneTargets | None]:
+        features = cache_features(
+            student,
+            processor,
+            store,
+            some,
+            folder,
+            encoder=revision,
+            scenes_per_pass=config.scenes_per_pass,
+            precision=config.encoder_precision,
+            see=None if own is None else own.see,
+        )
+        targets = cache_targets(
+            store,
+            some,
+            folder,
+            processor=processor,
+            grid=student.config.vision_grid,
+            losses=config.losses,
+            teacher=teacher,
+            own_depth=None if own is None else (f"{revision} in metres", own),
+            kinds=kinds,
+        )
+        return features, targets
+
+    if own is not None:
+        # The depth of a few scenes at a time is held for their targets: one pass gives both.
+        for start in range(0, len(scene_ids), SCENES_AT_ONCE):
+            made(scene_ids[start : start + SCENES_AT_ONCE])
+            own.forget()
+    return made(scene_ids)
+
+
+def _say_kinds(found: Mapping[str, int], kinds: Sequence[str]) -> None:
+    """How many things of the scenes are none of the kinds that the student tells apart."""
+    others = {kind: count for kind, count in found.items() if kind not in kinds}
+    if others:
+        some = ", ".join(sorted(others, key=lambda kind: (-others[kind], kind))[:10])
+        logger.info(
+            "detection tells %d kinds apart; %d of %d things are of %d others, whose boxes alone "
+            "are learnt (%s%s)",
+            len(kinds),
+            sum(others.values()),
+            sum(found.values()),
+            len(others),
+            some,
+            ", ..." if len(others) > 10 else "",
+        )
 
 
 def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     """All of a config that shapes a run."""
     # Where the features lie changes nothing of them.
     found = asdict(replace(config, features=""))
+    # Nor does how many scenes the encoder reads at a time, nor what is only looked at.
+    del found["scenes_per_pass"], found["training_scenes"]
     if not config.shelters_slots:
         # Either word then means what slots did before there was one: begun runs go on.
         del found["slots"]["supervision"]
+    # What runs had before there was the choice: begun ones go on.
+    before = asdict(StudentSizes())
+    for name in ("detection_least", "detection_kinds"):
+        if not config.losses.detection or found["student"][name] == before[name]:
+            del found["student"][name]
     return found
 
 
@@ -333,32 +435,6 @@ def _say(what: str, without: Mapping[str, tuple[int, int]]) -> None:
     lacking = [f"{name} {some} of {every}" for name, (some, every) in without.items() if some]
     if lacking:
         logger.info("%s without labels, where the term is off: %s", what, ", ".join(lacking))
-
-
-def _evaluate(student: StillroomStudent, batches: Batches, losses: LossConfig) -> dict[str, float]:
-    """Mean of every term over the held-out scenes, and the share of answers right by family.
-
-    Right means as the teacher said it, token for token, each token given the ones before it.
-    """
-    sums: dict[str, float] = {}
-    counts: dict[str, float] = {}
-    scores = AnswerScores()
-    ids = batches.scene_ids
-    for start in range(0, len(ids), SCENES_PER_EVALUATION):
-        chosen = ids[start : start + SCENES_PER_EVALUATION]
-        rows = batches.rows[start : start + SCENES_PER_EVALUATION]
-        asked = [batches.items[scene_id] for scene_id in chosen]
-        batch = moved(batches.batch(rows, asked), student.device)
-        said = [item for row in asked for item in row if item.answer_ids]
-        answers = [(item.question.family, len(item.answer_ids)) for item in said]
-        scores.add_right(tokens_right(student, batch), answers)
-        found = distill_step(student, batch, losses)
-        for name, total in {**found.terms, **found.metrics}.items():
-            sums[name] = sums.get(name, 0.0) + float(total)
-        for name, count in count_labelled(batch).items():
-            counts[name] = counts.get(name, 0.0) + count
-    means = {name: total / counts[name] for name, total in sums.items() if counts[name]}
-    return means | {f"right.{name}": share for name, share in scores.shares().items()}
 
 
 def _digest(part: nn.Module) -> str:

@@ -30,7 +30,8 @@ LEAST_AHEAD_M = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Things:
-    """What is to be detected: kinds from 1, 0 is no thing; boxes in view0."""
+    """What is to be detected: kinds from 1, 0 is no thing, ``UNKNOWN_KIND`` one of another kind;
+    boxes in view0."""
 
     kind: Int[Tensor, "b m"]
     box: Float[Tensor, "b m 8"]
@@ -86,7 +87,8 @@ def scene_labels(
     *,
     queries: int,
 ) -> SceneLabels:
-    """Labels of the scenes in ``rows``; ``cells`` has the object_id that each of theirs shows.
+    """Labels of the scenes in ``rows``; ``cells`` has the thing that each of theirs shows, as a row
+    of the object table.
 
     Of more things than ``queries`` those most in sight are asked for.
     """
@@ -117,11 +119,14 @@ def scene_labels(
 
 def label_counts(labels: SceneLabels) -> dict[str, float]:
     """Labelled positions of every part; 0 where there are none."""
-    things = 0.0 if labels.things is None else float((labels.things.kind > 0).sum())
+    kinds = None if labels.things is None else labels.things.kind
+    named, things = (
+        (0.0, 0.0) if kinds is None else (float((kinds > 0).sum()), float((kinds != 0).sum()))
+    )
     pairs = 0.0 if labels.pairs is None else float(len(labels.pairs.cells))
     teacher = labels.teacher
     return {
-        "detection_class": things,
+        "detection_class": named,
         "detection_box": things * BOX_NUMBERS,
         "detection_iou": things,
         "spatial_feature": 0.0 if teacher is None else float(teacher.shared.sum()),
@@ -161,7 +166,7 @@ def _related(table: np.ndarray, cells: np.ndarray) -> Related:
     regions = np.zeros((len(table), MOST_RELATED, flat.shape[1]), np.float32)
     pairs, first, second = [], [], []
     for row, (things, shown) in enumerate(zip(table, flat, strict=True)):
-        seen = [thing for thing in things if thing[1] > 0 and (shown == int(thing[0])).any()]
+        seen = [thing for thing in things if thing[1] != 0 and (shown == int(thing[0])).any()]
         for place, thing in enumerate(seen[:MOST_RELATED]):
             covers = shown == int(thing[0])
             regions[row, place] = covers / covers.sum()

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stillroom.distill.config import LossConfig
-from stillroom.distill.detection import UNMATCHED, box_l1, focal, giou_error, match
+from stillroom.distill.detection import UNKNOWN_KIND, UNMATCHED, box_l1, focal, giou_error, match
 from stillroom.distill.losses import (
     cross_view_error,
     feature_error,
@@ -56,12 +56,15 @@ def scene_terms(
 def detection_sums(said: Detections, things: Things, *, iou: bool) -> dict[str, Tensor]:
     """Class of every guess, box of the matched ones; scenes without a known thing teach nothing.
 
+    A guess matched with a thing of ``UNKNOWN_KIND`` has no class to learn: it is not none.
+
     All three are divided by the number of things (the box by its numbers), as is usual: most
     guesses are none, and the more of them there are, the less a mean over guesses says.
     """
     which = match(said.logits, said.box, things.kind, things.box)
     kind = things.kind.gather(1, which.clamp_min(0)).where(which != UNMATCHED, 0)
-    told = (things.kind > 0).any(dim=1, keepdim=True).expand_as(kind)
+    told = (things.kind != 0).any(dim=1, keepdim=True) & (kind != UNKNOWN_KIND)
+    kind = kind.clamp_min(0)
     row, guess = (which != UNMATCHED).nonzero(as_tuple=True)
     mine, true = said.box[row, guess], things.box[row, which[row, guess]]
     sums = {

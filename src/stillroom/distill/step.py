@@ -22,7 +22,7 @@ from stillroom.distill.scene_terms import scene_terms
 from stillroom.engine.naming import box_error, naming_error, naming_weight
 from stillroom.engine.packing import IGNORE_INDEX
 from stillroom.geometry.depth import log_bin_edges
-from stillroom.students.connector import VisionFeatures
+from stillroom.students.connector import VisionFeatures, measured_cells
 from stillroom.students.model import StillroomStudent
 from stillroom.teachers.measures import measure_error
 from stillroom.training.handed import StepLosses
@@ -59,7 +59,11 @@ def distill_step(student: StillroomStudent, batch: Batch, config: LossConfig) ->
     if config.depth and bin_logits is not None:
         terms |= _depth_terms(student, bin_logits, batch)
     if config.depth_head:
-        error = depth_reg(features.depth, batch.true_depth)
+        assert features.depth_map is not None, "losses.depth_head keeps photos"
+        assert batch.measured is not None
+        grid = student.config.vision_grid
+        own = measured_cells(features.depth_map, batch.measured, grid=grid)
+        error = depth_reg(own, batch.true_depth)
         terms["depth_map"] = masked_sum(error, batch.true_depth > 0)
     if config.grounding:
         named = states.levels[level][1][tuple(batch.mention_at.T)]

@@ -7,7 +7,7 @@ student's grid; only what the losses that are on ask for. A few kilobytes a scen
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int16
 
 from stillroom.distill.config import LossConfig
+from stillroom.distill.detection import UNKNOWN_KIND
 from stillroom.distill.resample import by_patches, by_points
 from stillroom.distill.scene_pack import Progress, packed
 from stillroom.geometry.correspond import cell_points, correspond
 from stillroom.geometry.poses import is_rigid, transform, view0_from_world, yaw_of
 from stillroom.records import BadInputError, Scene, SceneFeatures, View, content_hash
-from stillroom.scenes.pixels import MOST_OBJECTS
+from stillroom.scenes.pixels import MOST_OBJECTS, object_rows
 from stillroom.scenes.rooms import CATEGORIES
 from stillroom.scenes.store import SceneStore
 from stillroom.students.detector import box_numbers
@@ -64,7 +65,8 @@ class SceneTargets:
     """Arrays over the scenes of ``scene_ids``, in that order; None where no term asks for them."""
 
     scene_ids: tuple[str, ...]
-    # Things in sight, most seen first: object_id, kind (from 1; 0 is no thing), box in view0.
+    # Things in sight, most seen first: row of the object table (-1 is none), kind (from 1; 0 is no
+    # thing, ``UNKNOWN_KIND`` one of another kind), box in view0.
     things: Float32[np.ndarray, "n m 10"] | None = None
     # ``geometry.correspond.correspond``, and the cameras of the pictures as the student sees them.
     partner: Int16[np.ndarray, "n v v c"] | None = None
@@ -80,6 +82,28 @@ class SceneTargets:
         """Rows of scenes, in their order."""
         place = {scene_id: row for row, scene_id in enumerate(self.scene_ids)}
         return [place[scene_id] for scene_id in scene_ids]
+
+
+def kinds_to_tell(found: Mapping[str, int], *, most: int, least: int) -> tuple[str, ...]:
+    """The kinds that a detector learns to tell apart, out of how many things of each there are.
+
+    The made kinds where there are no others. Else those of which there are at least ``least``
+    things, at most the ``most`` frequent ones, by name.
+
+    Raises:
+        BadInputError: there are too few things of every kind.
+    """
+    named = {kind: count for kind, count in found.items() if kind}
+    if named.keys() <= set(CATEGORIES):
+        return CATEGORIES
+    frequent = sorted(named, key=lambda kind: (-named[kind], kind))
+    kept = [kind for kind in frequent if named[kind] >= least][:most]
+    if not kept:
+        raise BadInputError(
+            f"the scenes have {len(named)} kinds of things, but none with {least} things to learn "
+            "it from; lower --student.detection-least, or leave out --losses.detection"
+        )
+    return tuple(sorted(kept))
 
 
 def wanted(losses: LossConfig, teacher: Teacher | None) -> tuple[str, ...]:
@@ -124,11 +148,13 @@ def cache_targets(
     losses: LossConfig,
     teacher: Teacher | None = None,
     own_depth: tuple[str, OwnDepth] | None = None,
+    kinds: Sequence[str] = CATEGORIES,
     progress: Progress | None = None,
 ) -> SceneTargets | None:
     """Targets of scenes and maybe of others, each made once in ``folder``; None where no loss asks
     for any.
 
+    ``kinds`` are those that the student's detector tells apart.
     ``own_depth`` (a name and a function) takes the place of measured depth where cells are brought
     together.
 
@@ -141,8 +167,9 @@ def cache_targets(
     what = [*names, str(grid), str(processor.image_size), str(processor.max_views)]
     what += ["" if teacher is None else teacher.identity]
     what += ["measured" if own_depth is None else own_depth[0]]
+    what += kinds
     depth = None if own_depth is None else own_depth[1]
-    maker = _Maker(store, processor, grid, names, teacher, depth)
+    maker = _Maker(store, processor, grid, names, teacher, depth, kinds)
     pack = packed(
         folder / f"targets-{content_hash(what)}",
         scene_ids,
@@ -161,6 +188,7 @@ class _Maker:
     names: tuple[str, ...]
     teacher: Teacher | None
     own_depth: OwnDepth | None
+    kinds: Sequence[str]
 
     def together(self, scene_ids: Sequence[str]) -> dict[str, np.ndarray]:
         """The arrays of several scenes, a row each."""
@@ -176,7 +204,7 @@ class _Maker:
         """The arrays of one scene."""
         found: dict[str, np.ndarray] = {}
         if "things" in self.names:
-            found["things"] = things_in_sight(scene, self.processor)
+            found["things"] = things_in_sight(scene, self.processor, self.kinds)
         if "partner" in self.names or "features" in self.names:
             depth, intrinsics, c2w = posed_depth(scene, self.processor, self.own_depth)
         if "partner" in self.names:
@@ -219,11 +247,13 @@ class _Maker:
         return by_points(features, np.stack(places), measured)
 
 
-def things_in_sight(scene: Scene, processor: StillroomProcessor) -> Float32[np.ndarray, "m 10"]:
-    """Rows object_id, kind (from 1), box in view0; most seen first, zeros where there is nothing.
+def things_in_sight(
+    scene: Scene, processor: StillroomProcessor, kinds: Sequence[str] = CATEGORIES
+) -> Float32[np.ndarray, "m 10"]:
+    """Rows of ``SceneTargets.things``; most seen first, zeros where there is nothing.
 
-    Where the views tell their pixels apart a thing needs ``LEAST_PIXELS`` of them; of kinds that
-    are none of ``CATEGORIES``, and of a scene without a first pose, nothing is known.
+    Where the views tell their pixels apart a thing needs ``LEAST_PIXELS`` of them; of a scene
+    without a first pose nothing is known.
     """
     table = np.zeros((MOST_OBJECTS, 10), dtype=np.float32)
     first = scene.views[0].c2w
@@ -231,7 +261,8 @@ def things_in_sight(scene: Scene, processor: StillroomProcessor) -> Float32[np.n
         return table
     to_view0 = view0_from_world(first, scene.floor_z)
     pixels = _pixels_seen(scene, processor)
-    known = [thing for thing in scene.objects if thing.category in CATEGORIES]
+    known, rows = list(scene.objects), object_rows(scene)
+    number = {kind: place for place, kind in enumerate(kinds, start=1)}
     if pixels is not None:
         known = [thing for thing in known if pixels.get(thing.object_id, 0) >= LEAST_PIXELS]
         known.sort(key=lambda thing: -pixels[thing.object_id])
@@ -241,7 +272,8 @@ def things_in_sight(scene: Scene, processor: StillroomProcessor) -> Float32[np.n
             np.maximum(thing.box.size, _LEAST_EDGE),
             yaw_of(to_view0[:3, :3] @ thing.box.rotation),
         )
-        row[:] = [thing.object_id, CATEGORIES.index(thing.category) + 1, *box]
+        kind = number.get(thing.category, UNKNOWN_KIND)
+        row[:] = [rows.get(thing.object_id, -1), kind, *box]
     return table
 
 

@@ -68,6 +68,12 @@ def begin_copying(lm: PreTrainedModel) -> None:
             f"copying needs all {2 * half} channels of a head turned by position, "
             f"{2 * len(turns)} are"
         )
+    if heads < 2 or half < len(_BEFORE):
+        raise BadInputError(
+            f"copying needs at least 2 heads of at least {2 * len(_BEFORE)} channels, the language "
+            f"model has {heads} of {2 * half}; take other --student.heads, or "
+            "--student.no-mimetic-start"
+        )
     layers: Any = lm.base_model.layers
     for layer in layers:
         values = layer.attention.query_key_value.weight.unflatten(0, (heads, 3, -1))[:, 2]

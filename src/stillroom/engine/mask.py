@@ -47,21 +47,16 @@ def attention_mask(
     position: Int[Tensor, "b l"],
     *,
     visibility: Visibility,
-    prefix_valid: Bool[Tensor, "b n"] | None = None,
     query_start: int = 0,
 ) -> Bool[Tensor, "b 1 q l"]:
     """True where a position (rows) may look at another (columns), for SDPA.
 
     ``segment`` is 0 on V and i >= 1 on question i; ``position`` orders what stands within one
-    question. ``prefix_valid`` marks the first n positions that are no padding. ``query_start``
-    leaves out the rows before it: what a key-value cache already holds.
+    question. ``query_start`` leaves out the rows before it: what a key-value cache already holds.
 
     Padding sees itself alone, because a row of the softmax must not be empty; nobody sees it.
     """
     valid = kind != Kind.PAD
-    if prefix_valid is not None:
-        valid = valid.clone()
-        valid[:, : prefix_valid.shape[1]] &= prefix_valid
     seen = _visible(kind, segment, position, visibility, query_start)  # [b q l]
     seen &= valid[:, None, :] & valid[:, query_start:, None]
     index = torch.arange(kind.shape[1], device=kind.device)

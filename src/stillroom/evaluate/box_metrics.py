@@ -145,13 +145,23 @@ def mean_ap(classes: Mapping[str, Precision]) -> float:
 def _class_precision(
     label: str, truth: Truth, predictions: Mapping[str, Sequence[Detection]], threshold: float
 ) -> Precision:
+    hits, _, there = class_hits(label, truth, predictions, threshold=threshold)
+    count = sum(there.values())
+    area = float(precision_area(hits, count))
+    return Precision(ap=area, recall=float(hits.sum()) / count, n=count)
+
+
+def class_hits(
+    label: str, truth: Truth, predictions: Mapping[str, Sequence[Detection]], *, threshold: float
+) -> tuple[Float[np.ndarray, "n"], list[str], dict[str, int]]:
+    """Predictions of a class by falling score: which hit (1 or 0), and in which scene; and how many
+    boxes of the class each scene has."""
     wanted = {
         scene: [box for name, box in boxes if name == label] for scene, boxes in truth.items()
     }
-    count = sum(len(boxes) for boxes in wanted.values())
     said = [(scene, one) for scene, found in predictions.items() for one in found]
     said = [(scene, one) for scene, one in said if one.label == label]
-    said.sort(key=lambda entry: -entry[1].score)
+    said.sort(key=lambda pair: -pair[1].score)
     taken: set[tuple[str, int]] = set()
     hits = np.zeros(len(said))
     for i, (scene, one) in enumerate(said):
@@ -160,18 +170,31 @@ def _class_precision(
         if best >= 0 and overlaps[best] > threshold and (scene, best) not in taken:
             taken.add((scene, best))
             hits[i] = 1.0
-    return Precision(ap=_area(hits, count), recall=float(hits.sum()) / count, n=count)
+    there = {scene: len(boxes) for scene, boxes in wanted.items() if boxes}
+    return hits, [scene for scene, _ in said], there
 
 
-def _area(hits: Float[np.ndarray, "n"], count: int) -> float:
-    """Area under the precision envelope, from the hits in the order of falling score."""
-    if len(hits) == 0:
-        return 0.0
-    right = np.cumsum(hits)
-    recall = np.concatenate([[0.0], right / count])
-    precision = right / np.arange(1, len(hits) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall) * envelope))
+def precision_area(
+    hits: Float[np.ndarray, "n"],
+    count: int | Float[np.ndarray, "*d"],
+    *,
+    weights: Float[np.ndarray, "*d n"] | None = None,
+) -> Float[np.ndarray, "*d"]:
+    """Area under the precision envelope, from the hits in the order of falling score.
+
+    ``weights`` say how often each prediction counts, ``count`` how many true boxes there are then;
+    not a number where there is none.
+    """
+    weights = np.ones_like(hits) if weights is None else weights
+    right, said = np.cumsum(weights * hits, axis=-1), np.cumsum(weights, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = right / np.asarray(count, dtype=np.float64)[..., None]
+    precision = right / np.maximum(said, 1e-12)
+    envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+    area: Float[np.ndarray, "*d"] = np.sum(
+        np.diff(recall, axis=-1, prepend=0.0) * envelope, axis=-1
+    )
+    return np.where(np.asarray(count) > 0, area, np.nan)
 
 
 def detection_f1(truth: Truth, predictions: Truth, *, threshold: float) -> dict[str, float]:

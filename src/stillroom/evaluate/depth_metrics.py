@@ -12,6 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
+from stillroom.records import DepthUnit
+
 Alignment = Literal["none", "median", "scale", "scale_shift"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 #: What a table shows, with "none" and "median".
@@ -57,6 +59,23 @@ def fitted(
     design = np.stack([predicted, np.ones_like(predicted)], axis=1)
     (scale, shift), *_ = np.linalg.lstsq(design, target, rcond=None)
     return float(scale), float(shift)
+
+
+def alignments_of(unit: DepthUnit) -> tuple[Alignment, ...]:
+    """The alignments that a table shows: depth without a scale is never taken as metres."""
+    return ("none", "median") if unit == "metre" else ("median",)
+
+
+def median_scaled(
+    predicted: Float[np.ndarray, "h w"], target: Float[np.ndarray, "height width"]
+) -> Float[np.ndarray, "h w"]:
+    """A map brought to the target's metres by the medians, as it is where nothing is measured."""
+    wide = resized(predicted, *target.shape)
+    valid = comparable(wide, target)
+    if not valid.any():
+        return predicted
+    scale, _ = fitted(wide[valid].astype(np.float64), target[valid].astype(np.float64), "median")
+    return predicted * predicted.dtype.type(scale)
 
 
 def depth_errors(

@@ -113,6 +113,12 @@ class Resampler:
         where = self._index(values, scene_ids)
         return np.stack([self._drawn(column, where) for column in values.T], axis=1)
 
+    def counts(self, scene_ids: Sequence[str]) -> Float[np.ndarray, "draws n"]:
+        """How often each of these scenes was drawn."""
+        places = [self._place[name] for name in scene_ids]
+        drawn: Float[np.ndarray, "draws n"] = self._weights[:, places].astype(np.float64)
+        return drawn
+
     def _index(
         self, scores: Float[np.ndarray, "n ..."], scene_ids: Sequence[str]
     ) -> Int[np.ndarray, "n"]:

@@ -1,7 +1,8 @@
 """Every answer of an evaluation on disk, written chunk by chunk, so that a killed run goes on.
 
 ``OUT/evaluation/manifest.json`` says what is asked; ``items/ROW/00000.parquet`` holds the answers
-of one row to one chunk of scenes, ``depth/ROW/00000.parquet`` its depth errors, and
+of one row to one chunk of scenes, ``depth/ROW/00000.parquet`` its depth errors,
+``boxes/ROW/00000.parquet`` the boxes it finds with how sure it is, beside the true ones, and
 ``depth_maps/ROW/SCENE.npy`` the depth of the few scenes that the report shows. A chunk's items are
 written last and by rename: a chunk that is there is whole.
 """
@@ -62,6 +63,18 @@ DEPTH_SCHEMA = pa.schema(
         **{name: pa.float64() for name in DEPTH_ERRORS},
     }
 )
+#: Boxes that a row finds, and (``score`` null) those that are truly there; both in view0 [m].
+BOX_SCHEMA = pa.schema(
+    {
+        "model": pa.string(),
+        "scene_id": pa.string(),
+        "kind": pa.string(),
+        "center": pa.list_(pa.float64()),
+        "size": pa.list_(pa.float64()),
+        "rotation": pa.list_(pa.float64()),
+        "score": pa.float64(),
+    }
+)
 
 
 class ItemStore:
@@ -120,12 +133,15 @@ class ItemStore:
         chunk: int,
         items: Sequence[Mapping[str, Any]],
         depth: Sequence[Mapping[str, Any]],
+        boxes: Sequence[Mapping[str, Any]] = (),
         *,
         seconds: float,
     ) -> None:
-        """Keep a chunk: depth first, items last. ``seconds`` is what answering took."""
+        """Keep a chunk: depth and boxes first, items last. ``seconds`` is what answering took."""
         if depth:
             _write(self._path("depth", row, chunk), depth, DEPTH_SCHEMA)
+        if boxes:
+            _write(self._path("boxes", row, chunk), boxes, BOX_SCHEMA)
         schema = ITEM_SCHEMA.with_metadata({"seconds": f"{seconds:.3f}"})
         _write(self._path("items", row, chunk), items, schema)
 
@@ -136,9 +152,16 @@ class ItemStore:
 
     def depth(self, row: str, chunks: int) -> pa.Table:
         """All depth errors of a row; no line where the row has no depth."""
-        paths = [self._path("depth", row, chunk) for chunk in range(chunks)]
+        return self._there("depth", DEPTH_SCHEMA, row, chunks)
+
+    def boxes(self, row: str, chunks: int) -> pa.Table:
+        """All boxes of a row and of its scenes; no line where the row tells none."""
+        return self._there("boxes", BOX_SCHEMA, row, chunks)
+
+    def _there(self, table: str, schema: pa.Schema, row: str, chunks: int) -> pa.Table:
+        paths = [self._path(table, row, chunk) for chunk in range(chunks)]
         parts = [_read(path) for path in paths if path.is_file()]
-        return pa.concat_tables([DEPTH_SCHEMA.empty_table(), *parts])
+        return pa.concat_tables([schema.empty_table(), *parts])
 
     def seconds(self, row: str, chunks: int) -> float:
         """Time that answering a row took, over all runs [s]."""

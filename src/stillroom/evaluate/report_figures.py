@@ -115,10 +115,12 @@ def training_figure(log: Path) -> str | None:
     """Curves of a run's ``log.jsonl``: terms, held-out loss, held-out shares; None if it is empty.
 
     Numbers under "terms" of training steps, and under "metrics" of evaluations, are drawn under
-    their own names, whatever they are.
+    their own names, whatever they are. Means of whole epochs are dots on the terms; what an
+    evaluation says of scenes trained on ("train.NAME") is a dashed line beside NAME.
     """
     rows = _log_rows(log)
-    steps = [row for row in rows if "terms" in row]
+    epochs = _series([row for row in rows if row.get("kind") == "epoch"], "terms", least=1)
+    steps = [row for row in rows if "terms" in row and row.get("kind") != "epoch"]
     evaluations = [row for row in rows if "terms" not in row and "metrics" in row]
     trained = _series(steps, "terms")
     held_out = _series(evaluations, "metrics")
@@ -138,20 +140,36 @@ def training_figure(log: Path) -> str | None:
         for axis, (title, curves, mark) in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
-            _curves(axis, title, curves, mark)
+            _curves(axis, title, curves, mark, epochs if curves is panels[0][1] else {})
         sink = io.BytesIO()
         figure.savefig(sink, format="svg", metadata={"Date": None})
     return address_of("image/svg+xml", sink.getvalue())
 
 
-def _curves(axis: Axes, title: str, curves: Mapping[str, tuple[Any, Any]], mark: str) -> None:
+#: Before the names of metrics on scenes that were trained on.
+_SEEN = "train."
+
+
+def _curves(
+    axis: Axes,
+    title: str,
+    curves: Mapping[str, tuple[Any, Any]],
+    mark: str,
+    means: Mapping[str, tuple[Any, Any]],
+) -> None:
+    """Curves of one panel; ``means`` are dots on those of the same names."""
+    names = list(dict.fromkeys(name.removeprefix(_SEEN) for name in curves))
     positive = all((np.asarray(y) > 0).all() for _, y in curves.values())
     largest = [float(np.max(y)) for _, y in curves.values()]
-    for i, (name, (x, y)) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
+    for name, (x, y) in curves.items():
+        seen, bare = name.startswith(_SEEN), name.removeprefix(_SEEN)
+        colour = COLOURS[names.index(bare) % len(COLOURS)]
         # Shares are under "right.FAMILY" in the log; the title says what they are.
-        label = name.removeprefix("right.")
-        axis.plot(x, y, mark + "-", color=colour, label=label, linewidth=1.4, markersize=2.5)
+        label = bare.removeprefix("right.") + (" (trained on)" if seen else "")
+        style = "--" if seen else mark + "-"
+        axis.plot(x, y, style, color=colour, label=label, linewidth=1.4, markersize=2.5)
+        if name in means:
+            axis.plot(*means[name], "o", color=colour, markersize=3.5, markeredgecolor="white")
     # Terms of very different size cannot share a straight scale.
     if positive and max(largest) > 20 * min(largest):
         axis.set_yscale("log")
@@ -205,8 +223,10 @@ def _log_rows(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1] if line.strip()]
 
 
-def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[Any, Any]]:
-    """{name: (steps, values)} of every number under ``key`` that is there at least twice."""
+def _series(
+    rows: Sequence[Mapping[str, Any]], key: str, *, least: int = 2
+) -> dict[str, tuple[Any, Any]]:
+    """{name: (steps, values)} of every number under ``key`` that is there ``least`` times."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
         for name, value in row[key].items():
@@ -214,11 +234,12 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, tuple[Any,
                 x, y = found.setdefault(name, ([], []))
                 x.append(row["step"])
                 y.append(value)
-    return {name: (np.array(x), np.array(y)) for name, (x, y) in found.items() if len(x) > 1}
+    return {name: (np.array(x), np.array(y)) for name, (x, y) in found.items() if len(x) >= least}
 
 
 def is_share(name: str) -> bool:
     """Whether a metric of a distillation or of an encoder's training is a share of right ones."""
+    name = name.removeprefix(_SEEN)
     return name.startswith("right.") or any(word in name for word in ("accuracy", "delta1"))
 
 

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stillroom.evaluate import report_tables as tables
-from stillroom.evaluate.depth_metrics import Alignment, depth_errors, mean_errors, resized
+from stillroom.evaluate.depth_metrics import alignments_of, depth_errors, mean_errors, resized
 from stillroom.evaluate.items import ItemStore
 from stillroom.evaluate.report_figures import depth_figure, photo, training_figure
 from stillroom.evaluate.report_tables import percent
-from stillroom.evaluate.run import shown_scenes
+from stillroom.evaluate.run import seen_by, shown_depth, shown_scenes
 from stillroom.records import FAMILIES, Answerer, Scene, SceneGeometry
 from stillroom.scenes.store import SceneStore
 
@@ -197,22 +197,27 @@ def depth_section(
     figures = ""
     if store is not None and items.scene_ids:
         seed = (meta.get("seeds") or {}).get("evaluation", 0)
+        row = results["rows"].get(meta.get("student")) or {}
+        metric = "none" in row.get("metrics", {}).get("depth", {"none": None})
+        unit = "metres as predicted (no alignment)"
+        if not metric:
+            unit = "the student's depth has no scale: its median is brought to the measured one"
         answerer: Answerer | None = None
         for scene_id in shown_scenes(items.scene_ids, seed=seed):
             predicted = kept.depth_map(meta.get("student") or "", scene_id)
             scene = store.scene(scene_id)
             if predicted is None and student is not None:
                 answerer = answerer or student()
-                ask = getattr(answerer.open(scene), "geometry", None)
+                session = answerer.open(scene)
+                ask = getattr(session, "geometry", None)
                 geometry = ask() if callable(ask) else None
-                predicted = None if geometry is None else geometry.depth
+                if geometry is not None and geometry.depth is not None:
+                    predicted = shown_depth(seen_by(session, scene), geometry)
             if predicted is not None:
                 figure = depth_figure(
                     scene.views, predicted, truth_name="true depth", predicted_name="predicted"
                 )
-                figures += _captioned(
-                    figure, f"Scene {scene_id}, metres as predicted (no alignment)."
-                )
+                figures += _captioned(figure, f"Scene {scene_id}, {unit}.")
     table = tables.depth_table(results)
     note = (
         '<p class="note">Errors per picture over measured pixels, then the mean over pictures; '
@@ -249,20 +254,18 @@ def capture_section(capture: Capture | None) -> str:
         text += _captioned(figure, "The few steps of distilling on this capture.")
     geometry = capture.get("geometry")
     if scene is not None and geometry is not None and geometry.depth is not None:
-        text += _capture_depth(scene, geometry.depth)
+        text += _capture_depth(scene, geometry)
     return text
 
 
-def _capture_depth(scene: Scene, depth: np.ndarray) -> str:
+def _capture_depth(scene: Scene, geometry: SceneGeometry) -> str:
+    depth = shown_depth(scene, geometry)
     figure = depth_figure(
         scene.views, depth, truth_name="sensor depth", predicted_name="student's depth"
     )
     said = []
-    alignments: tuple[tuple[Alignment, str], ...] = (
-        ("none", "as it is"),
-        ("median", "median scaled"),
-    )
-    for alignment, name in alignments:
+    names = {"none": "as it is", "median": "median scaled"}
+    for alignment in alignments_of(geometry.depth_unit):
         pictures = [
             errors
             for view, guess in zip(scene.views, depth, strict=True)
@@ -276,8 +279,8 @@ def _capture_depth(scene: Scene, depth: np.ndarray) -> str:
         if pictures:
             mean = mean_errors(pictures)
             said.append(
-                f"{name}: RMSE {mean['rmse']:.2f} m, AbsRel {mean['abs_rel']:.2f}, &delta;1 "
-                f"{percent(mean['delta1'])} ({len(pictures)} pictures)"
+                f"{names[alignment]}: RMSE {mean['rmse']:.2f} m, AbsRel {mean['abs_rel']:.2f}, "
+                f"&delta;1 {percent(mean['delta1'])} ({len(pictures)} pictures)"
             )
     return _captioned(figure, "The student's depth beside the sensor's. " + "; ".join(said) + ".")
 

@@ -13,11 +13,18 @@ import numpy as np
 import pyarrow as pa
 
 from stillroom.evaluate.baselines import looked_at
-from stillroom.evaluate.depth_metrics import DEPTH_ERRORS, Alignment, depth_errors, resized
+from stillroom.evaluate.box_precision import box_rows
+from stillroom.evaluate.depth_metrics import (
+    DEPTH_ERRORS,
+    alignments_of,
+    depth_errors,
+    median_scaled,
+    resized,
+)
 from stillroom.evaluate.intervals import DRAWS, Resampler
 from stillroom.evaluate.items import ITEM_SCHEMA, ItemStore, write_items
 from stillroom.evaluate.tables import RowItems, metric_table, retention_table, score_table
-from stillroom.evaluate.tasks import Scored, kind_of, score
+from stillroom.evaluate.tasks import SCORERS, Scored, kind_of, score
 from stillroom.records import (
     Answerer,
     BadInputError,
@@ -36,11 +43,13 @@ logger = logging.getLogger(__name__)
 SCENES_PER_CHUNK = 8
 #: Scenes whose depth is kept for the report, drawn by seed before anything is answered.
 SHOWN_SCENES = 3
-TABLE_ALIGNMENTS: tuple[Alignment, ...] = ("none", "median")
 
 Row = Callable[[], Answerer] | Answerer
 #: Id of the wording in which a question is asked: question and lettered options, nothing else.
 PLAIN_PROMPT = "stillroom/plain-1"
+#: Rows that see nothing: a guesser of words, and a student that was trained without pictures. What
+#: is above blind is above the stronger.
+BLIND_ROWS = ("blind", "blind_student")
 #: How one answer is scored.
 Scorer = Callable[[Question, str], Scored]
 
@@ -56,10 +65,11 @@ def evaluate(
     meta: Mapping[str, Any],
     progress: Callable[[int, int], None] | None = None,
     limit: int | None = None,
-    blind_row: str = "blind",
+    blind_rows: Sequence[str] = BLIND_ROWS,
     identities: Mapping[str, str] | None = None,
     seed: int = 0,
     scorer: Scorer = score,
+    scorer_ids: Sequence[str] = tuple(SCORERS.values()),
     prompt_id: str = PLAIN_PROMPT,
     meteor_rows: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -68,8 +78,9 @@ def evaluate(
     Rows are objects that answer, or functions that load one when it is needed. Answers already in
     ``out`` are not asked for again, so the same call goes on after a kill; a finished one reads
     its results back. ``limit`` takes the first scenes only; ``progress`` gets (done, total) scenes
-    over all rows; ``identities`` tell one row's weights from another's of the same name. METEOR is
-    computed for ``meteor_rows`` alone, where java is there.
+    over all rows; ``identities`` tell one row's weights from another's of the same name, and
+    ``scorer_ids`` name every rule of ``scorer`` with its version: kept scores of other rules are
+    refused. METEOR is computed for ``meteor_rows`` alone, where java is there.
 
     Raises:
         BadInputError: nothing to ask, or ``out`` holds an evaluation with other settings.
@@ -83,7 +94,8 @@ def evaluate(
         if name is not None and name not in answerers:
             raise ValueError(f"no row is named {name!r}; rows are {', '.join(answerers)}")
     kept = ItemStore(out)
-    kept.begin(_settings(split, limit, chosen, questions, seed, prompt_id), identities or {})
+    settings = _settings(split, limit, chosen, questions, seed, prompt_id, scorer_ids)
+    kept.begin(settings, identities or {})
     chunks = [
         chosen[start : start + SCENES_PER_CHUNK]
         for start in range(0, len(chosen), SCENES_PER_CHUNK)
@@ -110,14 +122,14 @@ def evaluate(
         len(chunks),
         questions,
         teacher_row,
-        blind_row,
+        blind_rows,
         seed=seed,
         scorer=scorer,
         meteor_rows=meteor_rows,
     )
     results["meta"] = _full_meta(
         meta, kept, list(answerers), len(chunks), split, chosen, questions, seed
-    ) | {"teacher": teacher_row, "student": student_row, "blind": blind_row}
+    ) | {"teacher": teacher_row, "student": student_row, "blind": blind_rows[0]}
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     return results
 
@@ -151,6 +163,7 @@ def _settings(
     questions: Mapping[str, Question],
     seed: int,
     prompt_id: str,
+    scorer_ids: Sequence[str],
 ) -> dict[str, Any]:
     """What must be equal for answers in a folder to be gone on with."""
     return {
@@ -158,10 +171,19 @@ def _settings(
         "limit": limit,
         "seed": seed,
         "scenes_per_chunk": SCENES_PER_CHUNK,
-        "questions": content_hash([*scene_ids, *questions]),
+        "questions": content_hash(
+            [*scene_ids, *(part for q in questions.values() for part in _truth(q))]
+        ),
         "prompt": prompt_id,
+        "scorers": sorted(set(scorer_ids)),
         "columns": len(ITEM_SCHEMA),
     }
+
+
+def _truth(question: Question) -> list[str]:
+    """A question by its id, with all that an answer to it is scored by."""
+    known = [question.answer, *question.options, *question.renderings, *map(str, question.facts)]
+    return [question.question_id, json.dumps(known)]
 
 
 def _loaded(source: Row) -> Answerer:
@@ -185,6 +207,7 @@ def _answer_chunk(
     """Ask one row about a few scenes and keep what it said."""
     items: list[dict[str, Any]] = []
     depth: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     started = time.monotonic()
     for scene_id in scene_ids:
         scene, questions = store.scene(scene_id), store.questions(scene_id)
@@ -196,10 +219,12 @@ def _answer_chunk(
         ]
         predicted = _geometry(session)
         if predicted is not None and predicted.depth is not None:
-            depth += _depth_rows(row, _seen(session, scene), predicted.depth)
+            seen = seen_by(session, scene)
+            depth += _depth_rows(row, seen, predicted)
             if scene_id in shown:
-                kept.write_depth_map(row, scene_id, predicted.depth)
-    kept.write(row, number, items, depth, seconds=time.monotonic() - started)
+                kept.write_depth_map(row, scene_id, shown_depth(seen, predicted))
+        boxes += box_rows(row, scene, _guesses(session, predicted))
+    kept.write(row, number, items, depth, boxes, seconds=time.monotonic() - started)
 
 
 def _ask(
@@ -244,6 +269,12 @@ def _geometry(session: Session) -> SceneGeometry | None:
     return ask() if callable(ask) else None
 
 
+def _guesses(session: Session, geometry: SceneGeometry | None) -> SceneGeometry | None:
+    """Every box that the session can tell, unsure ones too; else those of its geometry."""
+    ask = getattr(session, "guesses", None)
+    return ask() if callable(ask) else geometry
+
+
 def frames_of(session: Session, scene: Scene) -> list[str] | None:
     """Names of the views that a session looks at; None where it does not know.
 
@@ -257,14 +288,29 @@ def frames_of(session: Session, scene: Scene) -> list[str] | None:
     return looked_at(session, scene)
 
 
-def _seen(session: Session, scene: Scene) -> Scene:
+def seen_by(session: Session, scene: Scene) -> Scene:
     """The views that the session's depth maps belong to; all of them, unless it says otherwise."""
     say = getattr(session, "seen", None)
     return say(scene) if callable(say) else scene
 
 
-def _depth_rows(row: str, scene: Scene, depth: np.ndarray) -> list[dict[str, Any]]:
-    """One line per measured view and alignment."""
+def shown_depth(scene: Scene, found: SceneGeometry) -> np.ndarray:
+    """Depth maps to be looked at beside measured ones: what has no scale is brought to theirs."""
+    assert found.depth is not None
+    if found.depth_unit == "metre":
+        return found.depth
+    return np.stack(
+        [
+            one if view.depth is None else median_scaled(one, view.depth)
+            for view, one in zip(scene.views, found.depth, strict=True)
+        ]
+    )
+
+
+def _depth_rows(row: str, scene: Scene, found: SceneGeometry) -> list[dict[str, Any]]:
+    """One line per measured view and alignment; depth without a scale is never taken as metres."""
+    depth = found.depth
+    assert depth is not None
     if len(depth) != len(scene.views):
         raise ValueError(f"{row} gave {len(depth)} depth maps for {len(scene.views)} views")
     rows: list[dict[str, Any]] = []
@@ -272,7 +318,7 @@ def _depth_rows(row: str, scene: Scene, depth: np.ndarray) -> list[dict[str, Any
         if view.depth is None:
             continue
         same_size = resized(predicted, *view.depth.shape)
-        for alignment in TABLE_ALIGNMENTS:
+        for alignment in alignments_of(found.depth_unit):
             errors = depth_errors(same_size, view.depth, alignment=alignment)
             if errors is not None:
                 rows.append(
@@ -293,7 +339,7 @@ def _results(
     chunks: int,
     questions: Mapping[str, Question],
     teacher_row: str | None,
-    blind_row: str,
+    blind_rows: Sequence[str],
     *,
     seed: int,
     scorer: Scorer,
@@ -305,28 +351,49 @@ def _results(
     items = {row: RowItems.of(table) for row, table in tables.items()}
     resampler = Resampler(next(iter(items.values())).scene_ids, rng=np.random.default_rng(seed))
     teacher = items[teacher_row] if teacher_row is not None else None
+    blind = {row: items[row] for row in blind_rows if row in items}
     written: dict[str, Any] = {}
     for row in rows:
         # Truth and the teacher itself have nothing to retain.
         student = None if row in (teacher_row, "truth") else teacher
         written[row] = {
             **score_table(items[row], resampler),
-            "metrics": metric_table(
-                items[row],
-                questions,
-                kept.depth(row, chunks),
-                resampler,
-                facts_of=facts_of,
-                teacher=student,
-                # Another scorer's answers are set against the teacher's by its own rules.
-                relative=scorer is score,
-                with_meteor=row in meteor_rows,
-            ),
+            "metrics": {
+                "scored_by": _rules(items[row], tables[row]),
+                **metric_table(
+                    items[row],
+                    questions,
+                    kept.depth(row, chunks),
+                    kept.boxes(row, chunks),
+                    resampler,
+                    facts_of=facts_of,
+                    teacher=student,
+                    # Another scorer's answers are set against the teacher's by its own rules.
+                    relative=scorer is score,
+                    with_meteor=row in meteor_rows,
+                ),
+            },
             "retention": {}
             if student is None
-            else retention_table(items[row], student, items.get(blind_row), resampler),
+            else retention_table(items[row], student, blind, resampler),
         }
     return {"rows": written}
+
+
+def _rules(items: RowItems, lines: pa.Table) -> dict[str, dict[str, str]]:
+    """By which rules each score of a row was made, and in whose wording was asked."""
+    keys = lines["question_id"].to_pylist()
+    by_id = {
+        part: dict(zip(keys, lines[column].to_pylist(), strict=True))
+        for part, column in (("scorer", "scorer"), ("prompt", "prompt_id"))
+    }
+    return {
+        name: {
+            part: ", ".join(sorted({of[items.question_ids[i]] for i in where}))
+            for part, of in by_id.items()
+        }
+        for name, where in items.groups().items()
+    }
 
 
 def _full_meta(

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from stillroom.evaluate.box_precision import box_table
 from stillroom.evaluate.coco_java import METEOR_ID, meteor
 from stillroom.evaluate.coco_java import missing as meteor_missing
 from stillroom.evaluate.depth_metrics import mean_errors
-from stillroom.evaluate.intervals import Resampler, above_blind
+from stillroom.evaluate.intervals import Resampler, above_blind, interval_of
 from stillroom.evaluate.margins import margin_thirds
 from stillroom.evaluate.metrics import Overlap, fact_overlap, is_vsi, vsi_overall, vsi_task_scores
 from stillroom.evaluate.qualitative import text_agreement, text_cases
@@ -28,6 +29,8 @@ from stillroom.evaluate.text_overlap import (
 )
 from stillroom.records import FAMILIES, Question
 
+#: Share of the draws in which a teacher may fall to blind; with more, what it keeps is unbounded.
+LEAST_UNBOUND = 0.025
 FactsOf = Callable[[str], Iterable[tuple[str, ...]]]
 
 
@@ -81,29 +84,58 @@ def score_table(items: RowItems, resampler: Resampler) -> dict[str, Any]:
 
 
 def retention_table(
-    student: RowItems, teacher: RowItems, blind: RowItems | None, resampler: Resampler
+    student: RowItems, teacher: RowItems, blind: Mapping[str, RowItems], resampler: Resampler
 ) -> dict[str, Any]:
-    """{"overall" | FAMILY: {"score", "low", "high", "above_blind"}} on the same items."""
+    """{"overall" | FAMILY: {"score", "low", "high", "above_blind", ...}} on the same items.
+
+    ``above_blind`` is set against the strongest of the ``blind`` rows, named ``blind``, and has
+    its interval from the same draws.
+    """
     if student.question_ids != teacher.question_ids:
         raise ValueError("student and teacher were not asked the same questions")
     table: dict[str, Any] = {}
     for name, where in student.groups().items():
         scores, scenes = student.at(where)
         taught, _ = teacher.at(where)
-        kept = None
-        if blind is not None:
-            guessed, _ = blind.at(where)
-            kept = above_blind(
-                float(np.mean(scores)), float(np.mean(taught)), float(np.mean(guessed))
-            )
-        table[name] = {**asdict(resampler.ratio(scores, taught, scenes)), "above_blind": kept}
+        guessed = {row: items.at(where)[0] for row, items in blind.items()}
+        table[name] = {
+            **asdict(resampler.ratio(scores, taught, scenes)),
+            **_above_blind(scores, taught, guessed, scenes, resampler),
+        }
     return table
+
+
+def _above_blind(
+    student: Float[np.ndarray, "n"],
+    teacher: Float[np.ndarray, "n"],
+    blind: Mapping[str, Float[np.ndarray, "n"]],
+    scenes: Sequence[str],
+    resampler: Resampler,
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"above_blind": None, "above_blind_low": None}
+    found |= {"above_blind_high": None, "blind": None}
+    if not blind:
+        return found
+    row = max(blind, key=lambda name: float(np.mean(blind[name])))
+    means = [float(np.mean(scores)) for scores in (student, teacher, blind[row])]
+    found |= {"above_blind": above_blind(*means), "blind": row}
+    if found["above_blind"] is None or len(set(scenes)) < 2:
+        return found
+    mine, theirs, none = (resampler.draws(x, scenes) for x in (student, teacher, blind[row]))
+    # Where the teacher is not above blind there is nothing to keep a share of; where that may well
+    # be so, the share has no bounds.
+    kept = theirs > none
+    if np.mean(~kept[np.isfinite(theirs)]) <= LEAST_UNBOUND:
+        shares = (mine[kept] - none[kept]) / (theirs[kept] - none[kept])
+        found["above_blind_low"], found["above_blind_high"] = interval_of(shares)
+    return found
 
 
 def metric_table(
     items: RowItems,
     questions: Mapping[str, Question],
     depth: pa.Table,
+    boxes: pa.Table,
     resampler: Resampler,
     *,
     facts_of: FactsOf,
@@ -111,7 +143,8 @@ def metric_table(
     relative: bool = True,
     with_meteor: bool = False,
 ) -> dict[str, Any]:
-    """Whatever else a row has: text overlap, fact F1, depth errors, VSI, margins, unparsed.
+    """Whatever else a row has: text overlap, fact F1, depth errors, boxes, VSI, margins,
+    unparsed.
 
     METEOR starts a java program for some seconds, so it is asked for by name.
     """
@@ -130,6 +163,8 @@ def metric_table(
             )
     if depth.num_rows:
         table["depth"] = _depth_metrics(depth)
+    if boxes.num_rows and (found := box_table(boxes, resampler)):
+        table["boxes"] = found
     means = {
         name: float(np.mean(items.at(where)[0])) for name, where in groups.items() if is_vsi(name)
     }

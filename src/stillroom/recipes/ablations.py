@@ -1,8 +1,10 @@
 """A recipe for every row of the paper's tables II and III and of the slots' controls.
 
 Table II takes something away from the run without slots, as the paper does; its first two rows are
-``BASE_no_slots`` (all losses) and BASE itself (+ Hidden CoT). Table III changes K; its K = 8 is
-BASE (specs/hidden_cot.md, section 6). All rows of a base have equal data, steps and seeds.
+``BASE_no_slots`` (all losses) and ``BASE_k8`` (+ Hidden CoT). Table III changes K
+(specs/hidden_cot.md, section 6). Every row sets kind, number, place and mask of its slots itself,
+so that its title is true of whatever base it is made from; which terms teach them stays the base's.
+All rows of a base have equal data, steps and seeds.
 ``SUITES`` says which rows ``stillroom ablate`` trains and compares; docs/ablations.md reads them.
 """
 
@@ -30,8 +32,18 @@ def mini_cpu_paper() -> DistillConfig:
     return replace(base, losses=every, slots=replace(base.slots, supervision="answer"))
 
 
+#: Slots of a row that does not say how many (the paper's K).
+SLOTS = 8
+
+
+def _hidden_cot(config: DistillConfig, count: int = SLOTS) -> DistillConfig:
+    """Learned slots before the question, prefix mask."""
+    slots = replace(config.slots, kind="learned", count=count, position="before")
+    return replace(config, slots=slots, mask="prefix")
+
+
 def _no_slots(config: DistillConfig) -> DistillConfig:
-    return replace(config, slots=SlotConfig(kind="none", count=0))
+    return replace(config, slots=SlotConfig(kind="none", count=0), mask="prefix")
 
 
 def _without(term: str) -> Change:
@@ -48,19 +60,19 @@ def _static_weights(config: DistillConfig) -> DistillConfig:
 
 
 def _slots(count: int) -> Change:
-    return lambda config: replace(config, slots=replace(config.slots, count=count))
+    return lambda config: _hidden_cot(config, count)
 
 
 def _slots_are(**settings: Any) -> Change:
-    return lambda config: replace(config, slots=replace(config.slots, **settings))
+    def change(config: DistillConfig) -> DistillConfig:
+        learned = _hidden_cot(config)
+        return replace(learned, slots=replace(learned.slots, **settings))
+
+    return change
 
 
-def _masked(visibility: Literal["full_prefix", "causal"], change: Change | None = None) -> Change:
-    def changed(config: DistillConfig) -> DistillConfig:
-        seen = replace(config, mask=visibility)
-        return seen if change is None else change(seen)
-
-    return changed
+def _masked(visibility: Literal["full_prefix", "causal"], change: Change = _hidden_cot) -> Change:
+    return lambda config: replace(change(config), mask=visibility)
 
 
 #: What follows the base's name, what the row is, and what it changes.
@@ -77,6 +89,7 @@ ROWS: Mapping[str, tuple[str, Change]] = {
     "static_weights": ("Table II, static weights: all terms weigh 1, no slots", _static_weights),
     "k2": ("Table III: K = 2", _slots(2)),
     "k4": ("Table III: K = 4", _slots(4)),
+    "k8": ("Table III, K = 8; table II, + Hidden CoT", _hidden_cot),
     "k16": ("Table III: K = 16", _slots(16)),
     "frozen_random": (
         "Slots: drawn at random and never trained",
@@ -134,8 +147,8 @@ class Arm:
 
     # What the table says of it.
     title: str
-    # Of ``ROWS``; "" is the base recipe as it is.
-    row: str = ""
+    # Of ``ROWS``.
+    row: str
     # Whose words it learns.
     labels: Literal["teacher", "truth"] = "teacher"
     # Of the label store, the signal without which its row would be the base's.
@@ -147,16 +160,22 @@ class Arm:
 
     def config(self, base: DistillConfig) -> DistillConfig:
         """The arm's recipe, made from the base's."""
-        return ROWS[self.row][1](base) if self.row else base
+        return ROWS[self.row][1](base)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Arms that are compared. Every arm is set against ``base``; ``pairs`` are further ones."""
+    """Arms that are compared. Every arm is set against ``base``; ``pairs`` are further ones.
+
+    ``primary`` are the comparisons with the base that the suite was made for: they are corrected
+    together (Holm) and carry its claims. All others are secondary and uncorrected.
+    """
 
     title: str
     arms: Mapping[str, Arm]
     base: str
+    # Arms, and interventions as "ARM/KIND".
+    primary: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...] = ()
 
 
@@ -164,12 +183,14 @@ SUITES: Mapping[SuiteName, Suite] = {
     "slots": Suite(
         title="Thinking slots",
         base="learned",
+        primary=("none", "filler", "frozen_random", "learned/emptied", "learned/swapped"),
         arms={
             "learned": Arm(
-                title="learned slots, before the question, mask prefix",
+                title="8 learned slots, before the question, mask prefix",
+                row="k8",
                 interventions=("zeroed", "emptied", "swapped", "shuffled"),
             ),
-            "none": Arm(title="no slots", row="no_slots"),
+            "none": Arm(title="no slots, mask prefix", row="no_slots"),
             "filler": Arm(title="one embedding at all slots: the same compute", row="filler"),
             "frozen_random": Arm(title="random slots, never trained", row="frozen_random"),
             "after": Arm(title="learned, behind the question", row="after"),
@@ -191,20 +212,22 @@ SUITES: Mapping[SuiteName, Suite] = {
     "table3": Suite(
         title="Table III: number of slots",
         base="k8",
+        primary=("k0",),
         arms={
             "k0": Arm(title="K = 0", row="no_slots"),
             "k2": Arm(title="K = 2", row="k2"),
             "k4": Arm(title="K = 4", row="k4"),
-            "k8": Arm(title="K = 8"),
+            "k8": Arm(title="K = 8", row="k8"),
             "k16": Arm(title="K = 16", row="k16"),
         },
     ),
     "table2": Suite(
         title="Table II: what each term is worth",
         base="all",
+        primary=("hidden_cot", "truth", "no_objects"),
         arms={
             "all": Arm(title="all losses, no slots", row="no_slots"),
-            "hidden_cot": Arm(title="+ Hidden CoT (K = 8)"),
+            "hidden_cot": Arm(title="+ Hidden CoT (K = 8)", row="k8"),
             "no_detection": Arm(title="no detection", row="no_detection"),
             "no_depth": Arm(title="no depth", row="no_depth"),
             "no_spatial": Arm(title="no spatial", row="no_spatial"),

@@ -73,6 +73,7 @@ def mini_cpu() -> DistillConfig:
             save_every=50,
         ),
         slots=SlotConfig(supervision="extra"),
+        scenes_per_pass=8,
         validation_scenes=60,
         other_share=0.1,
         description_share=0.1,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Integer, UInt8
 
 from stillroom.geometry.poses import transform, view0_from_world
 from stillroom.records import BadInputError, Scene, content_hash
@@ -31,9 +31,10 @@ class PixelCache:
     rgb: UInt8[np.ndarray, "n v 3 h w"]
     # z-depth, 0 where there is none.
     depth: Float[np.ndarray, "n v h w"]
-    # object_id per pixel, 0 for walls and floor.
+    # Row of ``objects`` per pixel, 0 for walls and floor.
     instances: UInt8[np.ndarray, "n v h w"]
-    # By object_id: category and colour (numbers from 1, 0 is none), centre in view0 [m], log size.
+    # By ``object_rows``: category and colour (numbers from 1, 0 is none), centre in view0 [m], log
+    # size.
     objects: Float[np.ndarray, "n m 8"]
     # Camera to view0, and intrinsics in pixels.
     c2w: Float[np.ndarray, "n v 4 4"]
@@ -43,8 +44,9 @@ class PixelCache:
         return len(self.scene_ids)
 
 
-#: Rows of the object table: object ids are smaller.
+#: Rows of the object table, and which of them is that of all things that find no other.
 MOST_OBJECTS = 64
+OTHERS = MOST_OBJECTS - 1
 
 _ARRAYS = {
     "rgb": np.uint8,
@@ -117,6 +119,7 @@ def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
         raise BadInputError(f"scene {scene.scene_id} has no poses; training needs posed views")
     to_view0 = view0_from_world(first.c2w, scene.floor_z)
     depth, poses, intrinsics, instances = [], [], [], []
+    rows = object_rows(scene)
     for view in scene.views:
         if view.depth is None or view.c2w is None or view.intrinsics is None:
             raise BadInputError(
@@ -127,7 +130,7 @@ def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
         poses.append(to_view0 @ view.c2w)
         intrinsics.append(view.intrinsics)
         blank = np.zeros(view.rgb.shape[:2], dtype=np.uint8)
-        instances.append(blank if view.instances is None else view.instances.astype(np.uint8))
+        instances.append(blank if view.instances is None else shown_rows(view.instances, rows))
     return {
         "rgb": np.stack([view.rgb.transpose(2, 0, 1) for view in scene.views]),
         "depth": np.stack(depth),
@@ -139,7 +142,7 @@ def _scene_arrays(scene: Scene) -> dict[str, np.ndarray]:
 
 
 def object_names(table: Float[np.ndarray, "m 8"]) -> dict[str, int]:
-    """object_id by "colour category" of an object table; what two things share names neither."""
+    """Row by "colour category" of an object table; what two things share names neither."""
     found: dict[str, list[int]] = {}
     for object_id, (kind, colour) in enumerate(table[:, :2].astype(int).tolist()):
         if kind and colour:
@@ -148,21 +151,44 @@ def object_names(table: Float[np.ndarray, "m 8"]) -> dict[str, int]:
     return {name: ids[0] for name, ids in found.items() if len(ids) == 1}
 
 
-def object_table(scene: Scene, to_view0: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "m 8"]:
-    """By object_id: category and colour (from 1, 0 is none), centre in view0 [m], log size [m].
+def object_rows(scene: Scene) -> dict[int, int]:
+    """Row of the object table by object_id, for any ids: the id itself where all are small.
 
-    Raises:
-        BadInputError: an object id of ``MOST_OBJECTS`` or more.
+    Else rows are given out to the things most in sight first; what finds none is not in it.
     """
+    shown: dict[int, int] = {thing.object_id: 0 for thing in scene.objects}
+    for view in scene.views:
+        if view.instances is not None:
+            ids, counts = np.unique(view.instances, return_counts=True)
+            for object_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
+                shown[object_id] = shown.get(object_id, 0) + count
+    shown.pop(0, None)
+    if all(object_id < MOST_OBJECTS for object_id in shown):
+        return {object_id: object_id for object_id in shown}
+    listed = {thing.object_id for thing in scene.objects}
+    best = sorted(shown, key=lambda one: (one not in listed, -shown[one], one))
+    return {object_id: row for row, object_id in enumerate(best[: OTHERS - 1], start=1)}
+
+
+def shown_rows(
+    instances: Integer[np.ndarray, "h w"], rows: Mapping[int, int]
+) -> UInt8[np.ndarray, "h w"]:
+    """Row of the object table per pixel: 0 where there is no thing, ``OTHERS`` for one without."""
+    ids, where = np.unique(instances, return_inverse=True)
+    mine = [rows.get(one, OTHERS) if one else 0 for one in ids.tolist()]
+    return np.array(mine, dtype=np.uint8)[where].reshape(instances.shape)
+
+
+def object_table(scene: Scene, to_view0: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "m 8"]:
+    """By ``object_rows``: category and colour (from 1, 0 is none or unknown), centre in view0 [m],
+    log size [m]."""
     table = np.zeros((MOST_OBJECTS, 8))
+    rows = object_rows(scene)
     for thing in scene.objects:
-        if thing.object_id >= MOST_OBJECTS:
-            raise BadInputError(
-                f"scene {scene.scene_id} has object id {thing.object_id}; at most "
-                f"{MOST_OBJECTS - 1} can be trained on"
-            )
+        if thing.object_id not in rows:
+            continue
         category = CATEGORIES.index(thing.category) + 1 if thing.category in CATEGORIES else 0
         colour = COLOURS.index(thing.colour) + 1 if thing.colour in COLOURS else 0
         center = transform(to_view0, thing.box.center)
-        table[thing.object_id] = [category, colour, *center, *np.log(thing.box.size)]
+        table[rows[thing.object_id]] = [category, colour, *center, *np.log(thing.box.size)]
     return table

@@ -11,8 +11,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,6 +114,21 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def read_json(path: Path, *, remedy: str = "delete it and give the same command again") -> Any:
+    """The object that a JSON file of ours holds.
+
+    Raises:
+        BadInputError: it is damaged; the message ends with ``remedy``.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path} is not readable JSON ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise BadInputError(f"{path} holds no JSON object; {remedy}")
+    return found
+
+
 def write_manifest(folder: Path, settings: Mapping[str, object]) -> None:
     """Write ``folder/manifest.json``: the settings that made the store, sorted, no dates."""
     record = {"kind": "scenes", "version": VERSION, "settings": dict(settings)}
@@ -213,6 +228,20 @@ class SceneStore:
             file = _held(self._files, shard, lambda: _open_parquet(self._shards[shard]))
             self._group = ((shard, group), file.read_row_group(group).to_pylist())
         return _scene(self._group[1][within])
+
+    def kinds(self, scene_ids: Iterable[str]) -> Counter[str]:
+        """How many things of each kind some scenes have; no picture is read."""
+        wanted = set(scene_ids)
+        found: Counter[str] = Counter()
+        for number, ids in enumerate(self._ids):
+            if wanted.isdisjoint(ids):
+                continue
+            with _open_parquet(self._shards[number]) as table:
+                rows = table.read(columns=["scene_id", "objects"]).to_pylist()
+            for row in rows:
+                if row["scene_id"] in wanted:
+                    found.update(thing["category"] for thing in row["objects"])
+        return found
 
     def iter_scenes(self, split: str | None = None) -> Iterator[Scene]:
         """Scenes in the order of making; one row group in memory at a time."""

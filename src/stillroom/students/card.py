@@ -42,6 +42,8 @@ LICENCES: Mapping[str, str] = {
 }
 #: What stands where nobody has looked.
 UNREAD = "not known to stillroom: read its terms before you publish this student"
+#: Of a student that is known by what it was made of.
+LISTED = "that of what it was made of, in this table"
 #: Open to every use and change.
 _FREE = ("Apache-2.0",)
 
@@ -75,7 +77,7 @@ def card(
     facts: Mapping[str, Any], results: Mapping[str, Any] | None = None, *, row: str = ""
 ) -> str:
     """The model card as Markdown with the header that the hub reads."""
-    licences = {what: licence_of(name) for what, name in ingredients(facts)}
+    licences = [_terms(facts, role, name) for role, name in ingredients(facts)]
     parts = [
         _header(facts, licences),
         f"# {facts['name']}\n\n{_opening(facts)}",
@@ -89,14 +91,34 @@ def card(
 
 
 def ingredients(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(role, name) of everything that the student was made from."""
-    found = [("teacher", facts["teacher"]["name"]), ("encoder", facts["encoder"])]
-    if facts["language_model"]:
-        found.append(("language model", facts["language_model"]))
-    if facts["start_from"]:
-        found.append(("begun from", facts["start_from"]))
-    found.append(("tokenizer", facts["tokenizer"]))
-    return found + [("scenes", source) for source in facts["scenes"]["sources"]]
+    """(role, name) of everything that the student was made from, over all its trainings."""
+    found = [("teacher", facts["teacher"]["name"])]
+    found += [
+        (part.replace("_", " "), facts[part])
+        for part in ("encoder", "language_model", "tokenizer")
+        if facts[part]
+    ]
+    found += [("scenes", source) for source in facts["scenes"]["sources"]]
+    for before in _ancestors(facts):
+        found.append(("begun from", before["start_from"]))
+        parent = before["parent"]
+        if parent is not None:
+            found.append(("its teacher", parent["teacher"]["name"]))
+            found += [("its scenes", source) for source in parent["scenes"]["sources"]]
+    return found
+
+
+def _ancestors(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The facts, and those of each parent, that began from another student; youngest first.
+
+    Of what stands under ``start_from``, ``parent`` are the facts, None where nobody recorded them.
+    """
+    found: list[Mapping[str, Any]] = []
+    one: Mapping[str, Any] | None = facts
+    while one is not None and one["start_from"]:
+        found.append({"start_from": one["start_from"], "parent": one.get("parent")})
+        one = one.get("parent")
+    return found
 
 
 def licence_of(name: str) -> str:
@@ -106,8 +128,16 @@ def licence_of(name: str) -> str:
     return LICENCES.get(name.removeprefix("llava3d:"), UNREAD)
 
 
-def _header(facts: Mapping[str, Any], licences: Mapping[str, str]) -> str:
-    free = all(terms.startswith(_FREE) for terms in licences.values())
+def _terms(facts: Mapping[str, Any], role: str, name: str) -> str:
+    """Terms of an ingredient; a student whose own ingredients are all listed has no further."""
+    known = {one["start_from"] for one in _ancestors(facts) if one["parent"] is not None}
+    if role == "begun from" and name in known and licence_of(name) == UNREAD:
+        return LISTED
+    return licence_of(name)
+
+
+def _header(facts: Mapping[str, Any], licences: Sequence[str]) -> str:
+    free = all(terms.startswith((*_FREE, LISTED)) for terms in licences)
     lines = [
         "---",
         f"license: {'apache-2.0' if free else 'other'}",
@@ -119,7 +149,7 @@ def _header(facts: Mapping[str, Any], licences: Mapping[str, str]) -> str:
         "- spatial-reasoning",
         "- distillation",
     ]
-    named = [facts["encoder"], facts["language_model"]]
+    named = [facts["encoder"], facts["language_model"], facts["start_from"]]
     published = [name for name in named if name.count("/") == 1 and not name.startswith((".", "/"))]
     if published:
         lines += ["base_model:", *(f"- {name}" for name in published)]
@@ -136,7 +166,9 @@ def _opening(facts: Mapping[str, Any]) -> str:
 
 def _ingredients(facts: Mapping[str, Any]) -> str:
     lines = ["| | | licence |", "|---|---|---|"]
-    lines += [f"| {role} | {name} | {licence_of(name)} |" for role, name in ingredients(facts)]
+    lines += [
+        f"| {role} | {name} | {_terms(facts, role, name)} |" for role, name in ingredients(facts)
+    ]
     sizes = ", ".join(f"{part} {count:,}" for part, count in facts["parameters"].items())
     return "\n".join(lines) + f"\n\nParameters: {sizes}."
 
@@ -151,12 +183,25 @@ def _training(facts: Mapping[str, Any]) -> str:
         f"{facts['steps']} steps of {facts['scenes_per_step']} scenes; {hours:.2f} hours on "
         f"{facts.get('machine', 'a machine that is not recorded')}.",
         f"- Labels of {facts['teacher']['name']}" + (f", revision {revision}" if revision else ""),
+        *(_begun(one) for one in _ancestors(facts)),
         f"- Scenes: {counts}.",
         f"- Commit {facts.get('commit', 'unknown')}. All settings are in `{PROVENANCE_FILE}`.",
     ]
     if facts.get("command"):
         lines += ["", "```", facts["command"], "```"]
     return "\n".join(lines)
+
+
+def _begun(one: Mapping[str, Any]) -> str:
+    """Where a student of its line began."""
+    parent = one["parent"]
+    if parent is None:
+        return f"- Begun from {one['start_from']}, of which nothing more is recorded."
+    return (
+        f"- Begun from {one['start_from']}: recipe `{parent['recipe'] or 'without a name'}`, "
+        f"{parent['steps']} steps of {parent['scenes_per_step']} scenes on labels of "
+        f"{parent['teacher']['name']}."
+    )
 
 
 def _scores(results: Mapping[str, Any], row: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from stillroom.records import BadInputError
+from stillroom.records import BadInputError, DepthUnit
 from stillroom.students.encoders.load import EncoderConfig, config_of
-from stillroom.students.encoders.vggt_config import mini_config
+from stillroom.students.encoders.vggt_config import PUBLISHED, VGGTConfig, mini_config
 
 #: Where the paper's recipes put the depth bins, in metres.
 DEPTH_NEAR, DEPTH_FAR = 0.3, 10.0
@@ -38,6 +39,9 @@ class StillroomConfig(PretrainedConfig):
     freeze_encoder: bool = True
     # A frozen encoder's depth head may learn all the same.
     train_depth_head: bool = False
+    # What the encoder's own depth is told in. None (checkpoints from before there was this) is
+    # metres, but of an encoder of the public VGGT-1B's sizes, whose depth has no scale.
+    depth_unit: DepthUnit | None = None
     # Vision tokens per view: this many rows and columns.
     vision_grid: int = 8
     # grid: every cell is a token. mean: the whole scene is one token (the papers' literal reading).
@@ -99,6 +103,9 @@ class StillroomConfig(PretrainedConfig):
         self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
         if self.slot_kind == "none" or self.slot_count == 0:
             self.slot_kind, self.slot_count = "none", 0
+        if self.depth_unit is None:
+            scaled = self.train_depth_head or not _as_published(self.encoder_sizes)
+            self.depth_unit = "metre" if scaled else "scene"
         super().__post_init__(**kwargs)
         complaint = self._complaint()
         if complaint:
@@ -110,8 +117,17 @@ class StillroomConfig(PretrainedConfig):
             return f"image_size {self.image_size} is no multiple of patch_size {sizes.patch_size}"
         if self.vision_grid < 1 or self.max_views < 1:
             return "vision_grid and max_views must be at least 1"
+        cell = self.image_size // self.vision_grid
+        if not cell or self.image_size // cell != self.vision_grid:
+            return (
+                f"a picture of {self.image_size} pixels cannot be cut into {self.vision_grid} x "
+                f"{self.vision_grid} cells of whole pixels; take another vision_grid, for example "
+                f"{self.image_size // sizes.patch_size}"
+            )
         if self.train_depth_head and not sizes.depth_head:
             return "train_depth_head needs an encoder with a depth head"
+        if self.depth_unit not in get_args(DepthUnit):
+            return f"depth_unit must be metre or scene, got {self.depth_unit!r}"
         if self.slot_count < 0:
             return f"slot_count must not be negative, got {self.slot_count}"
         if not 0 <= self.round_read < sizes.rounds:
@@ -177,6 +193,17 @@ class StillroomConfig(PretrainedConfig):
     def hidden_size(self) -> int:
         """Width of the language model, and so of vision tokens and slots."""
         return int(self.language_model.hidden_size)
+
+
+def _as_published(sizes: EncoderConfig) -> bool:
+    """Whether an encoder has the sizes of a published checkpoint, whichever heads it kept.
+
+    Of Depth Anything we know published ones alone.
+    """
+    if not isinstance(sizes, VGGTConfig):
+        return True
+    whole = replace(sizes, camera_head=True, depth_head=True, point_head=True)
+    return whole in PUBLISHED.values()
 
 
 def neox_config(

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 #: Frequencies of log depth and of the place in the photo, as powers of two.
 DEPTH_FREQUENCIES = 8
 PLACE_FREQUENCIES = 4
-#: Depth sines and cosines; metric values; place sines and cosines; known depth and first view.
+#: Depth sines and cosines; values in the encoder's unit; place sines and cosines; known depth and
+#: first view.
 CODE_WIDTH = 2 * DEPTH_FREQUENCIES + 3 + 4 * PLACE_FREQUENCIES + 2
 
 
@@ -25,8 +26,8 @@ class VisionFeatures:
     """What a frozen encoder says of a scene, pooled to a grid of cells: worth caching.
 
     ``tokens`` are normalised patch tokens, cells in row-major order. ``depth`` is the encoder's
-    own depth per cell in its unit (metres for ours), 0 where unknown; ``depth_map`` the same per
-    pixel, None when it came from a cache.
+    own depth per cell in its unit (``StillroomConfig.depth_unit``), 0 where unknown; ``depth_map``
+    the same per pixel, None when it came from a cache.
     """
 
     tokens: Float[Tensor, "b v c e"]
@@ -57,8 +58,22 @@ def pool_features(
     return VisionFeatures(tokens=pooled, depth=depth, depth_map=depth_map)
 
 
+def measured_cells(
+    depth_map: Float[Tensor, "b v h w"], measured: Bool[Tensor, "b v h w"], *, grid: int
+) -> Float[Tensor, "b v grid grid"]:
+    """Mean depth per cell over the pixels that are measured, 0 where none is: what the mean of
+    measured depth over the same pixels can be compared with."""
+    kept = measured.to(depth_map.dtype)
+    views = depth_map.shape[:2]
+    share, held = (
+        F.adaptive_avg_pool2d(maps.flatten(0, 1), grid).unflatten(0, views)
+        for maps in (kept, depth_map * kept)
+    )
+    return held / share.clamp_min(1e-6)
+
+
 def cell_code(depth: Float[Tensor, "b v g g"]) -> Float[Tensor, "b v c f"]:
-    """Per cell: depth in sines and metres, place in the photo, and whether it is the first view.
+    """Per cell: depth in sines and as it is, place in the photo, and whether it is the first view.
 
     Depth in sines tells near things finely apart; depth times place is how far a cell lies to the
     side, up to the unknown focal length.

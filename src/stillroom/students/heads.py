@@ -32,12 +32,6 @@ class DepthBins(nn.Module):
         steps = (torch.arange(self.bins, device=device, dtype=torch.float32) + 0.5) / self.bins
         return self.near * (self.far / self.near) ** steps
 
-    def index(self, depth: Float[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-        """Bin of a depth in metres; beyond the ends the first or last one."""
-        span = torch.log(torch.tensor(self.far / self.near))
-        place = (depth.clamp_min(1e-6) / self.near).log() / span.to(depth.device)
-        return (place * self.bins).floor().long().clamp(0, self.bins - 1)
-
     def expected(self, logits: Float[Tensor, "*s bins"]) -> Float[Tensor, "*s"]:
         """Depth in metres: the mean of log depth under the distribution."""
         log_centers = self.centers(logits.device).log()

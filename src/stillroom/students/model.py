@@ -7,8 +7,10 @@ session (``session.py``) and by ``generate``.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,23 @@ _OUR_PARTS = (
     FeatureProjector,
 )
 
+#: Options of ``generate`` under which greedy decoding gives what was asked for.
+_GREEDY: Mapping[str, tuple[Any, ...]] = {
+    "do_sample": (False,),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (0.0,),
+    "repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "min_new_tokens": (0,),
+    "min_length": (0,),
+    "bad_words_ids": (),
+    "return_dict_in_generate": (False,),
+}
+#: Options that change no answer.
+_HARMLESS = {"use_cache", "pad_token_id", "generation_config", "synced_gpus"}
+
 
 class StillroomStudent(PreTrainedModel, GenerationMixin):
     """Answers questions about a scene from photos, and says where it believes things to be."""
@@ -85,21 +104,27 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         width = config.hidden_size
         sizes = config.encoder_sizes
-        self.encoder = make_encoder(sizes)
         #: What the names of the encoder's trunk begin with.
         self.encoder_trunk = trunk_of(sizes)
-        self.connector = Connector(sizes.token_width, width)
+        # Every part draws from a seed of its own: others or none beside it change nothing of it.
+        self._seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+        with self._draws("encoder"):
+            self.encoder = make_encoder(sizes)
+        with self._draws("Connector"):
+            self.connector = Connector(sizes.token_width, width)
         self.slots = Slots(config.slot_kind, config.slot_count, width)
-        self.depth_bins = DepthBins(
-            width, bins=config.depth_bins, near=config.depth_near, far=config.depth_far
-        )
-        self.mention_boxes = MentionBoxes(width)
-        self.language_model = AutoModelForCausalLM.from_config(
-            config.language_model, attn_implementation=config._attn_implementation
-        )
-        self.post_init()
-        # After all draws: with and without these, every other part starts from the same values.
+        with self._draws("DepthBins"):
+            self.depth_bins = DepthBins(
+                width, bins=config.depth_bins, near=config.depth_near, far=config.depth_far
+            )
+        with self._draws("MentionBoxes"):
+            self.mention_boxes = MentionBoxes(width)
+        with self._draws("language_model"):
+            self.language_model = AutoModelForCausalLM.from_config(
+                config.language_model, attn_implementation=config._attn_implementation
+            )
         self._add_heads(config, width)
+        self.post_init()
         if config.weights != "full":
             quantise_structure(self, config.weights)
         self.freeze()
@@ -111,24 +136,38 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         self.relations: Relations | None = None
         self.feature_projector: FeatureProjector | None = None
         if config.measures:
-            self.measures = Measures(width, config.measures)
+            with self._draws("Measures"):
+                self.measures = Measures(width, config.measures)
         if config.detection_queries:
-            self.detector = Detector(
-                width,
-                queries=config.detection_queries,
-                width=config.detection_width,
-                layers=config.detection_layers,
-                kinds=len(config.detection_kinds or ()),
-            )
+            with self._draws("Detector"):
+                self.detector = Detector(
+                    width,
+                    queries=config.detection_queries,
+                    width=config.detection_width,
+                    layers=config.detection_layers,
+                    kinds=len(config.detection_kinds or ()),
+                )
         if config.relation_width:
-            self.relations = Relations(width, width=config.relation_width)
+            with self._draws("Relations"):
+                self.relations = Relations(width, width=config.relation_width)
         if config.feature_width:
-            self.feature_projector = FeatureProjector(width, config.feature_width)
+            with self._draws("FeatureProjector"):
+                self.feature_projector = FeatureProjector(width, config.feature_width)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Start values of our own parts; encoder and language model have drawn theirs."""
         if isinstance(module, _OUR_PARTS):
-            module.reset_parameters()
+            # Each kind of part is there once.
+            with self._draws(f"{type(module).__name__}, start values"):
+                module.reset_parameters()
+
+    @contextmanager
+    def _draws(self, part: str) -> Iterator[None]:
+        """Random numbers that depend on the student's seed and on the part alone."""
+        with torch.random.fork_rng(devices=[]):
+            name = hashlib.sha256(f"{self._seed} {part}".encode()).digest()
+            torch.default_generator.manual_seed(int.from_bytes(name[:7], "big"))
+            yield
 
     def freeze(self) -> None:
         """Take the gradient from what the config says is not trained."""
@@ -366,7 +405,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         pixel_values: Float[Tensor, "b v 3 h w"] | None = None,
         features: VisionFeatures | None = None,
         max_new_tokens: int | None = None,
-        **_: Any,
+        **options: Any,
     ) -> Int[Tensor, "b u"]:
         """The prompts followed by their greedy answers, padded at the end.
 
@@ -374,8 +413,12 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         times as fast, has to agree with token by token.
 
         Raises:
-            BadInputError: no photos, or a prompt that does not end with ``<bos>``.
+            BadInputError: no photos, a prompt that does not end with ``<bos>``, or an option that
+                asks for another way of decoding or is not known.
         """
+        _require_greedy(options, self.generation_config)
+        if max_new_tokens is None:
+            max_new_tokens = getattr(options.get("generation_config"), "max_new_tokens", None)
         seen = self._seen(pixel_values, features)
         rows = []
         for index, (ids, keep) in enumerate(
@@ -426,6 +469,24 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             )
         student.freeze()
         return (student, info) if wants_info else student
+
+
+def _require_greedy(options: Mapping[str, Any], standing: Any) -> None:
+    """Refuse options of ``generate``, of its ``generation_config`` or of the ``standing`` one, that
+    greedy decoding has not: an answer that is not what was asked for is worse than none."""
+    unknown = sorted(options.keys() - _GREEDY.keys() - _HARMLESS)
+    if unknown:
+        raise BadInputError(
+            f"a student's generate knows no {unknown[0]}; leave {unknown[0]} out (max_new_tokens "
+            "says how long an answer may be)"
+        )
+    config = options.get("generation_config") or standing
+    for name, neutral in _GREEDY.items():
+        asked = options.get(name, getattr(config, name, None))
+        if asked not in (None, *neutral):
+            raise BadInputError(
+                f"a student answers greedily and has no {name}={asked!r}; leave {name} out"
+            )
 
 
 def _valid(input_ids: Tensor, mask: Tensor | None) -> Tensor:

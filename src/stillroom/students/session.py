@@ -110,7 +110,9 @@ class StudentSession:
         return replace(scene, views=views)
 
     def geometry(self, *, least_score: float = LEAST_SCORE) -> SceneGeometry:
-        """Depth [m] of the photos in ``views``, as the processor cuts them, and boxes in view0.
+        """Depth of the photos in ``views``, as the processor cuts them, and boxes in view0 [m].
+
+        Depth is the encoder's own, in metres or in a unit of the scene (``depth_unit``).
 
         Boxes are the guesses that are at least so sure, surest first; a student without a detector
         has none.
@@ -125,9 +127,14 @@ class StudentSession:
             boxes, scores = found_boxes(said, kinds, least_score=least_score)
         return SceneGeometry(
             depth=None if depth is None else depth[0].float().cpu().numpy().astype(np.float32),
+            depth_unit=self.student.config.depth_unit or "metre",
             boxes=boxes,
             box_scores=scores,
         )
+
+    def guesses(self) -> SceneGeometry:
+        """Every guess of the detector, unsure ones too, which average precision is made of."""
+        return self.geometry(least_score=0.0)
 
 
 class StudentAnswerer:

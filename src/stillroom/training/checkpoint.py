@@ -112,7 +112,14 @@ def load_checkpoint(
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise BadInputError(f"{path} is of another version of stillroom. Choose another --out.")
     _fill(trained, record["weights"], path)
-    optimizer.load_state_dict(record["optimizer"])
+    try:
+        optimizer.load_state_dict(record["optimizer"])
+    except ValueError as error:
+        # Written before a weighting's parameters were a group of their own.
+        raise BadInputError(
+            f"{path} was written by a version of stillroom that trained otherwise (its optimizer "
+            "has other groups of parameters). Choose another --out."
+        ) from error
     return Position(**record["position"])
 
 

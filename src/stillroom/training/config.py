@@ -43,6 +43,10 @@ class TrainConfig:
     warmup_fraction: float = 0.03
     # Learning rate at the last step, as a share of the peak.
     min_lr_fraction: float = 0.05
+    # The same of a weighting that learns (losses.weighting uncertainty): a number a term, which has
+    # some way to go however small the model's own steps are. "constant" follows losses that fall.
+    weighting_learning_rate: float = 1e-2
+    weighting_schedule: Literal["cosine", "constant"] = "constant"
     # Decay of AdamW on weight matrices; norms, biases and embeddings have none.
     weight_decay: float = 0.05
     # Memory of AdamW for the gradient and for its square.
@@ -80,8 +84,9 @@ class TrainConfig:
         for name in ("warmup_fraction", "min_lr_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInputError(f"{name} must be within 0 and 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise BadInputError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "weighting_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise BadInputError(f"{name} must be positive, got {getattr(self, name)}")
         if self.compile and self.checkpoint_activations:
             raise BadInputError(
                 "compile and checkpoint_activations exclude each other: a compiled layer may take "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,12 +31,12 @@ from stillroom.training.handed import (
 from stillroom.training.optim import (
     clip_gradients,
     gradient_norm,
-    learning_rate_at,
     parameters_by_part,
+    set_learning_rates,
 )
 from stillroom.training.portions import Workshop, counted, draws_of
 from stillroom.training.precision import two_ways_back
-from stillroom.training.runlog import TrainResult, open_run, step_line
+from stillroom.training.runlog import TrainResult, open_run, read_log, step_line
 from stillroom.training.sitting import Sitting, sit_down, training_mode
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def train(
     step: Callable[[Batch], StepLosses],
     count: Callable[[Batch], Mapping[str, Tensor | float | int]],
     batch_at: Callable[[int, int], Batch],
+    rows: int = 0,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     best_by: str = "",
     out: Path,
@@ -74,6 +75,7 @@ def train(
             it runs before the model does. A term that counts 0 over a step is off in it.
         batch_at: micro-batch ``(step, micro)``, both from 0, a pure function of the two; see
             ``data_order.rows_at``.
+        rows: how many there are to draw from; with it the log gets the means of every epoch.
         evaluate: metrics of the model as it stands; the loop puts it in eval mode without
             gradient. Every process calls it, on the same data. ``best_by`` names the metric,
             smaller is better, that picks the best.
@@ -101,6 +103,7 @@ def train(
         run = sit_down(config, processes, model, weighting or PlainSum(), folder, stack)
         while not _done(run):
             row = _take_step(run, step, count, batch_at, sheltered)
+            _end_epoch(run, rows)
             metrics = _evaluate(run, evaluate, best_by) if _evaluation_due(run) else None
             if run.position.step % config.save_every == 0 or _done(run):
                 run.save()
@@ -134,10 +137,10 @@ def _take_step(
         _add(sums["terms"], portion.terms)
         _add(sums["metrics"], portion.metrics)
     values = _over_all(run, sums)
-    lr = learning_rate_at(index, config=config)
+    rates = set_learning_rates(run.optimizer, index, config=config)
     norms: dict[str, float] = {}
     if values["loss"]:
-        norms = _update(run, {**values["loss"], **values["terms"]}, lr)
+        norms = _update(run, {**values["loss"], **values["terms"]})
     else:
         # Nothing labelled in the whole step: no update, not even decay.
         run.optimizer.zero_grad()
@@ -161,7 +164,7 @@ def _take_step(
         **weights,
         "grad_norm": norms.pop("", None),
         "grad_norms": norms,
-        "lr": lr,
+        **rates,
         "scenes_per_s": config.scenes_per_step / (time.perf_counter() - began),
         "eta_s": _eta(run),
     }
@@ -170,6 +173,36 @@ def _take_step(
     if due and run.processes.main:
         logger.info(step_line(row))
     return row
+
+
+def _end_epoch(run: Sitting, rows: int) -> None:
+    """After an epoch's last step, its means: each term over all that was labelled in it.
+
+    A step belongs to the epoch that its first row is of. The means are taken from the log, so that
+    a resumed run needs no memory of the steps before; an epoch of one step is that step's row.
+    """
+    each, done = run.config.scenes_per_step, run.position.step
+    if rows <= each or run.log is None or done * each // rows == (done - 1) * each // rows:
+        return
+    epoch = (done - 1) * each // rows
+    first = -(-epoch * rows // each)
+    steps = [row for row in read_log(run.folder.log, kind="step") if row["step"] > first]
+    row = {"kind": "epoch", "epoch": epoch + 1, "step": done, "steps": len(steps)}
+    run.write(row | {part: _labelled_means(steps, part) for part in ("terms", "metrics")})
+
+
+def _labelled_means(steps: Sequence[Mapping[str, Any]], part: str) -> dict[str, float]:
+    """Means by name over the steps that have one, each weighed by how much was labelled in it."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    for row in steps:
+        for name, value in row[part].items():
+            if value is None:  # it was not finite
+                continue
+            count = row["labelled"][name]
+            sums[name] = sums.get(name, 0.0) + value * count
+            counts[name] = counts.get(name, 0.0) + count
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
 def _over_all(
@@ -196,7 +229,7 @@ def _accumulate(parameter: Tensor, gradient: Tensor | None) -> None:
         parameter.grad.add_(gradient)
 
 
-def _update(run: Sitting, values: Mapping[str, float], lr: float) -> dict[str, float]:
+def _update(run: Sitting, values: Mapping[str, float]) -> dict[str, float]:
     """Clip, look at every number, and only then change the weights; the gradients' norms before
     clipping, by part of the model, and of all under ""."""
     run.spread.complete_gradients()
@@ -209,8 +242,6 @@ def _update(run: Sitting, values: Mapping[str, float], lr: float) -> dict[str, f
         run.optimizer.zero_grad()
         raise TrainingDiverged(run.position.step + 1, bad)
     clip_gradients(run.parameters, norm, run.config.clip_norm)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
     run.optimizer.step()
     run.optimizer.zero_grad()
     return dict(zip(["", *parts], lengths, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ _DECAYED = (
     nn.Bilinear,
     nn.MultiheadAttention,
 )
+#: Marks the optimizer's groups that hold a weighting's parameters.
+_OF_WEIGHTING = "of_weighting"
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
@@ -48,14 +51,36 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
     return groups
 
 
-def make_optimizer(model: nn.Module, *, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters. Raises ValueError if there are none."""
+def make_optimizer(
+    model: nn.Module, *, config: TrainConfig, weighting: nn.Module | None = None
+) -> torch.optim.AdamW:
+    """AdamW over all trainable parameters, those of ``weighting`` in a group of their own that
+    does not decay. Raises ValueError if the model has none."""
     groups = parameter_groups(model, weight_decay=config.weight_decay)
     if not any(group["params"] for group in groups):
         raise ValueError("the model has no trainable parameter")
+    learnt = [] if weighting is None else [p for p in weighting.parameters() if p.requires_grad]
+    if learnt:
+        groups.append({"params": learnt, "weight_decay": 0.0, _OF_WEIGHTING: True})
     # What lies in shards and what does not cannot share one of AdamW's fused operations.
     groups = [{**group, "params": part} for group in groups for part in _by_form(group["params"])]  # type: ignore[arg-type]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, step: int, *, config: TrainConfig
+) -> dict[str, float]:
+    """Give every group the learning rate of a step counted from 0; by name as the log has them:
+    ``lr``, and ``weighting_lr`` where a weighting learns."""
+    rates = {"lr": learning_rate_at(step, config=config)}
+    for group in optimizer.param_groups:
+        if group.get(_OF_WEIGHTING):
+            rates["weighting_lr"] = group["lr"] = learning_rate_at(
+                step, config=weighting_rates(config)
+            )
+        else:
+            group["lr"] = rates["lr"]
+    return rates
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -91,6 +116,15 @@ def _by_form(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     given = list(parameters)
     parts = [[v for v in given if isinstance(v, DTensor) is cut] for cut in (True, False)]
     return [part for part in parts if part] or [[]]
+
+
+def weighting_rates(config: TrainConfig) -> TrainConfig:
+    """The same training with the learning rate and schedule of the weighting as its own."""
+    return replace(
+        config,
+        learning_rate=config.weighting_learning_rate,
+        schedule=config.weighting_schedule,
+    )
 
 
 def learning_rate_at(step: int, *, config: TrainConfig) -> float:

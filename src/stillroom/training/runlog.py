@@ -157,8 +157,10 @@ def read_log(path: Path, *, kind: str | None = None) -> list[dict[str, Any]]:
 
     A step has: step, steps, loss (weighted total), unweighted (sum of the terms), terms, metrics,
     labelled (positions by name), weights, sigmas, grad_norm (before clipping), grad_norms (by part
-    of the model), lr, scenes_per_s, eta_s. An eval has: step, metrics, best, seconds. A resume, by
-    another number of processes, has: step, before, processes.
+    of the model), lr, weighting_lr (where a weighting learns), scenes_per_s, eta_s; the first one's
+    terms are those of the weights as they began. An eval has: step, metrics, best, seconds. An
+    epoch has the means of its steps: epoch (from 1), step (its last), steps (how many), terms,
+    metrics. A resume, by another number of processes, has: step, before, processes.
     What was not finite reads as None. A torn last line, of a run that is going on, is left out.
     """
     file = path / "log.jsonl" if path.is_dir() else path
@@ -218,14 +220,24 @@ def _read_json(path: Path, out: Path) -> dict[str, Any]:
 
 
 def _of_today(record: dict[str, Any]) -> dict[str, Any]:
-    """A run begun before there was some setting of ``TrainConfig`` had what is now its default."""
+    """A run begun before there was some setting of ``TrainConfig`` had what is now its default; but
+    a weighting that learns then had the model's learning rate and schedule."""
     known = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
     settings = record.get("settings")
     config = settings.get("config") if isinstance(settings, dict) else None
     for holder in (record, config):
         if isinstance(holder, dict) and isinstance(holder.get("train"), dict):
-            holder["train"] = json.loads(_as_text(known)) | holder["train"]
+            then = dict(holder["train"])
+            if _weighting_learns(config):
+                for name in ("learning_rate", "schedule"):
+                    then.setdefault(f"weighting_{name}", then.get(name, known.get(name)))
+            holder["train"] = json.loads(_as_text(known)) | then
     return record
+
+
+def _weighting_learns(config: object) -> bool:
+    losses = config.get("losses") if isinstance(config, dict) else None
+    return isinstance(losses, dict) and losses.get("weighting") == "uncertainty"
 
 
 def _as_text(record: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def sit_down(
     stack.enter_context(_own_randomness(processes.device))
     trained = nn.ModuleDict({"model": model, "weighting": weighting}).to(processes.device)
     spread = spread_over(processes, trained, config)
-    optimizer = make_optimizer(trained, config=config)
+    optimizer = make_optimizer(model, config=config, weighting=weighting)
     position = _load(config, processes, folder, trained, optimizer)
     stack.enter_context(lean_layers(model, config))
     with processes.main_first():

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from stillroom.records import BadInputError
 
 #: Parts of a row that are where and when, not how well.
-_NO_CURVES = ("kind", "step", "steps", "eta_s")
+_NO_CURVES = ("kind", "step", "steps", "epoch", "eta_s")
 
 
 @runtime_checkable
@@ -40,8 +40,9 @@ def open_tracker(track: str, out: Path, *, step: int) -> Sink | None:
 
 
 def curves(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row by name: ``loss``, ``terms/text``, ``eval/metrics/answer_ce``."""
-    prefix = "eval/" if row["kind"] == "eval" else ""
+    """The numbers of a row by name: ``loss``, ``terms/text``, ``eval/metrics/answer_ce``,
+    ``epoch/terms/text``."""
+    prefix = f"{row['kind']}/" if row["kind"] in ("eval", "epoch") else ""
     found: dict[str, float] = {}
     for name, value in row.items():
         parts = value.items() if isinstance(value, Mapping) else [("", value)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from stillroom.evaluate.run import PLAIN_PROMPT
-from stillroom.evaluate.suites.base import Item, Suite, find_files
+from stillroom.evaluate.suites.base import Item, Suite
 from stillroom.records import BadInputError, Question, Scene, View, content_hash
 from stillroom.scenes.store import (
     SceneStore,
@@ -67,7 +68,7 @@ def attach_items(
     by_name: dict[str, list[Item]] = {}
     for item in items:
         by_name.setdefault(item.question.scene_id, []).append(item)
-    _begin(out, {**settings, "questions": content_hash(i.question.question_id for i in items)})
+    _begin(out, {**settings, "questions": content_hash(_told(i.question) for i in items)})
     names = list(by_name)
     held = _held(out)
     for index, start in enumerate(range(0, len(names), SCENES_PER_SHARD)):
@@ -93,6 +94,12 @@ def attach_items(
         )
     scenes = len(names) - len(missing)
     return Attached(questions=len(held), scenes=scenes, missing=tuple(missing))
+
+
+def _told(question: Question) -> str:
+    """A question by its id, with what answers to it are scored by."""
+    known = [question.answer, *question.options, *question.renderings]
+    return json.dumps([question.question_id, *known])
 
 
 def _held(out: Path) -> set[str]:
@@ -160,7 +167,7 @@ def attach_suite(
 def revision(suite: Suite, data: Path) -> str:
     """16 hex digits of the published files that are read."""
     digest = hashlib.sha256()
-    for path in find_files(data, suite.files):
+    for path in suite.read_files(data):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

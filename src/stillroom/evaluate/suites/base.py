@@ -71,6 +71,16 @@ class Suite:
     read: Callable[[Path], list[Item]]
     columns: Mapping[str, Column]
     prompt_id: str
+    # Parts of a file's name and what stands there in the name of the file read beside it.
+    beside: tuple[str, str] | None = None
+
+    def read_files(self, data: Path) -> list[Path]:
+        """Every published file that ``read`` reads, but for pictures."""
+        files = find_files(data, self.files)
+        if self.beside is not None:
+            others = [path.with_name(path.name.replace(*self.beside)) for path in files]
+            files += [path for path in others if path.is_file() and path not in files]
+        return files
 
     def score(self, item: Item, text: str) -> float:
         """The headline's score of one answer, by the published rule."""
@@ -214,6 +224,31 @@ def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
     if value is None:
         raise BadInputError(f"{where} has no {name!r}; it has {', '.join(sorted(row))}")
     return str(value)
+
+
+def texts_of(row: Mapping[str, Any], name: str, where: str) -> list[str]:
+    """A list of a row as texts; empty where it is not there.
+
+    Raises:
+        BadInputError: it is no list.
+    """
+    value = row.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise BadInputError(f"{where}: {name!r} must be a list, got {value!r}")
+    return [str(one) for one in value]
+
+
+def require_lettered(answer: str, count: int, where: str) -> str:
+    """A right answer that is the letter of one of ``count`` options.
+
+    Raises:
+        BadInputError: it is not.
+    """
+    if len(answer) != 1 or not 0 <= ord(answer) - ord("A") < count:
+        raise BadInputError(f"{where}: the answer {answer!r} is the letter of no option")
+    return answer
 
 
 def picture(value: object, data: Path, where: str) -> bytes:

@@ -17,8 +17,10 @@ from stillroom.evaluate.suites.base import (
     made_question,
     picture,
     read_rows,
+    require_lettered,
     scenes_of,
     text_of,
+    texts_of,
 )
 from stillroom.evaluate.suites.choices import letter_columns
 from stillroom.evaluate.suites.figures import (
@@ -29,7 +31,7 @@ from stillroom.evaluate.suites.figures import (
     nested_mean,
     positions,
 )
-from stillroom.records import BadInputError, content_hash
+from stillroom.records import content_hash
 
 _LETTER_NOTE = (
     "Note: You only need to respond with {} without providing any additional information.\n"
@@ -65,9 +67,7 @@ def _picture_item(
     where: str,
     **details: str,
 ) -> Item:
-    letter = answer.strip().strip("()").strip().upper()
-    if len(letter) != 1 or not 0 <= ord(letter) - ord("A") < len(options):
-        raise BadInputError(f"{where}: the answer {answer!r} is the letter of no option")
+    letter = require_lettered(answer.strip().strip("()").strip().upper(), len(options), where)
     return Item(
         question=made_question(
             suite,
@@ -88,7 +88,7 @@ def read_blink(data: Path) -> list[Item]:
     """BLINK's validation rows of every sub-task that is there; ``image_1`` to ``image_4``."""
     items = []
     for row, where in _rows(data, BLINK_FILES):
-        task, options = text_of(row, "sub_task", where), list(row.get("choices") or ())
+        task, options = text_of(row, "sub_task", where), texts_of(row, "choices", where)
         held = [row.get(f"image_{n}") for n in range(1, 5)]
         images = [picture(image, data, where) for image in held if image is not None]
         note = _LETTER_NOTE.format(", ".join("ABCDEFGH"[: len(options)]))
@@ -126,7 +126,7 @@ def read_cvbench(data: Path) -> list[Item]:
     """CV-Bench's 2D and 3D rows; ``prompt`` holds the question with its choices."""
     items = []
     for row, where in _rows(data, CVBENCH_FILES):
-        options = [str(option) for option in row.get("choices") or ()]
+        options = texts_of(row, "choices", where)
         image = picture(row.get("image") or row.get("filename"), data, where)
         note = _LETTER_NOTE.format(", ".join("ABCDEFGH"[: len(options)]))
         items.append(

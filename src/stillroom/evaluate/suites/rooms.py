@@ -131,8 +131,8 @@ def read_sqa3d(data: Path) -> list[Item]:
     for number, row in enumerate(read_rows(path)):
         where = f"{path.name}, row {number}"
         key, question = text_of(row, "question_id", where), text_of(row, "question", where)
-        answers = annotated.get(key, {}).get("answers") or []
-        if not answers:
+        answers = annotated.get(key, {}).get("answers")
+        if not isinstance(answers, list) or not answers or not isinstance(answers[0], dict):
             raise BadInputError(f"{beside.name} has no answer to question {key}")
         item = _room_item(
             "sqa3d",
@@ -151,8 +151,8 @@ def read_scan2cap(data: Path) -> list[Item]:
     """Captions of ScanRefer's form, one question per described object with all its captions.
 
     A row's ``bbox`` (centre and full size in metres, in the scan's frame) is named where it is
-    there, else the object's name. The box is taken as met: a run with box proposals scores its
-    captions with ``scan2cap_scores`` and its own IoUs.
+    there, else the object's name. The box is given, so that no IoU is measured, and every figure
+    says so: a run with box proposals scores its captions with ``scan2cap_scores`` and its own IoUs.
     """
     (path, *_) = find_files(data, SCAN2CAP_FILES)
     objects: dict[tuple[str, str], list[RowData]] = {}
@@ -168,7 +168,13 @@ def _caption_item(scene: str, thing: str, rows: Sequence[RowData]) -> Item:
     name = str(rows[0].get("object_name") or "object").replace("_", " ")
     box = rows[0].get("bbox")
     which = f"the {name}"
-    if isinstance(box, list) and len(box) >= 6:
+    if box is not None:
+        numbers = isinstance(box, list) and all(isinstance(v, int | float) for v in box)
+        if not numbers or len(box) < 6:
+            raise BadInputError(
+                f"the bbox of {scene}, object {thing}, must be centre and size as six numbers, "
+                f"got {box!r}"
+            )
         center, size = (", ".join(f"{v:.2f}" for v in part) for part in (box[:3], box[3:6]))
         which = f"the object in the box with centre ({center}) and size ({size}) in metres"
     captions = [str(row["description"]) for row in rows]
@@ -289,15 +295,15 @@ def _captioned(items: Sequence[Item], answers: Sequence[str]) -> Framed:
 
 
 def scan2cap_figures(items: Sequence[Item], answers: Sequence[str]) -> Figures:
-    """CIDEr, BLEU-4, ROUGE-L and METEOR at IoU 0.5, every box taken as met."""
+    """CIDEr, BLEU-4, ROUGE-L and METEOR of captions of given boxes: no IoU is measured."""
     found, scenes = _captioned(items, answers), scenes_of(items)
     figures = {
-        "CIDEr@0.5": mean_figure(found.cider.tolist(), scenes),
-        "BLEU-4@0.5": _bleu_figures(found.bleu, scenes)["BLEU-4"],
-        "ROUGE-L@0.5": mean_figure(found.rouge.tolist(), scenes),
+        "CIDEr (given boxes)": mean_figure(found.cider.tolist(), scenes),
+        "BLEU-4 (given boxes)": _bleu_figures(found.bleu, scenes)["BLEU-4"],
+        "ROUGE-L (given boxes)": mean_figure(found.rouge.tolist(), scenes),
     }
     if not missing():
-        figures["METEOR@0.5"] = corpus_figure(meteor(found.said, found.known)[0], scenes)
+        figures["METEOR (given boxes)"] = corpus_figure(meteor(found.said, found.known)[0], scenes)
     return figures
 
 
@@ -305,8 +311,8 @@ def scan2cap_corrected(items: Sequence[Item], answers: Sequence[str]) -> Figures
     """An empty caption scores 0, and doubled spaces do not count."""
     found, scenes = _captioned(items, answers), scenes_of(items)
     return {
-        "CIDEr@0.5": mean_figure(found.cider_corrected.tolist(), scenes),
-        "ROUGE-L@0.5": mean_figure(found.rouge_corrected.tolist(), scenes),
+        "CIDEr (given boxes)": mean_figure(found.cider_corrected.tolist(), scenes),
+        "ROUGE-L (given boxes)": mean_figure(found.rouge_corrected.tolist(), scenes),
     }
 
 
@@ -331,6 +337,7 @@ _TEXT_SCORERS = {
     "METEOR": METEOR_ID,
 }
 _SPEAKS = ", empty answers 0"
+_GIVEN = f"{SCAN2CAP_ID}, given boxes"
 
 SCANQA = Suite(
     name="scanqa",
@@ -348,6 +355,7 @@ SCANQA = Suite(
         ),
     },
     prompt_id="scanqa/plain",
+    beside=("question", "answer"),
 )
 SQA3D = Suite(
     name="sqa3d",
@@ -371,6 +379,7 @@ SQA3D = Suite(
         ),
     },
     prompt_id="sqa3d/situation-question",
+    beside=("questions", "sqa_annotations"),
 )
 SCAN2CAP = Suite(
     name="scan2cap",
@@ -378,13 +387,13 @@ SCAN2CAP = Suite(
     read=read_scan2cap,
     columns={
         "official": Column(
-            scorers={"": SCAN2CAP_ID, "METEOR": METEOR_ID, "item": _ROUGE},
+            scorers={"": _GIVEN, "METEOR": f"{METEOR_ID}, given boxes", "item": _ROUGE},
             parse=_spoken,
             score=_caption_score,
             figures=scan2cap_figures,
         ),
         "corrected": Column(
-            scorers={"": SCAN2CAP_ID + _SPEAKS},
+            scorers={"": _GIVEN + _SPEAKS},
             parse=_spoken,
             score=_caption_score,
             figures=scan2cap_corrected,

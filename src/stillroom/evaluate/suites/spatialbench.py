@@ -18,8 +18,10 @@ from stillroom.evaluate.suites.base import (
     read_rows,
     scenes_of,
     text_of,
+    texts_of,
 )
 from stillroom.evaluate.suites.figures import Figures, mean_figure, means_by, weighted_groups
+from stillroom.records import BadInputError
 
 FILES = ("QA.txt", "QA.json", "*spatialbench*.json", "*.txt")
 _FORM = """
@@ -45,16 +47,23 @@ def prompt(problem_type: str, problem: str, options: Sequence[str]) -> str:
 def read(data: Path) -> list[Item]:
     """Every row. Raises BadInputError where a field is missing."""
     return [
-        _item(row.get("sample", row), f"{path.name}, row {number}")
+        _item(_sample(row, f"{path.name}, row {number}"), f"{path.name}, row {number}")
         for path in find_files(data, FILES)[:1]
         for number, row in enumerate(read_rows(path))
     ]
 
 
+def _sample(row: RowData, where: str) -> RowData:
+    found = row.get("sample", row)
+    if not isinstance(found, dict):
+        raise BadInputError(f"{where}: 'sample' must be an object, got {found!r}")
+    return found
+
+
 def _item(row: RowData, where: str) -> Item:
     kind = text_of(row, "problem_type", where)
     problem, video = text_of(row, "problem", where), text_of(row, "path", where)
-    options = [] if rules.is_number(kind) else [str(option) for option in row.get("options") or ()]
+    options = [] if rules.is_number(kind) else texts_of(row, "options", where)
     path = PurePosixPath(video.replace("\\", "/"))
     return Item(
         question=made_question(

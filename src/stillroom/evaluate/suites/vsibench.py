@@ -16,11 +16,14 @@ from stillroom.evaluate.suites.base import (
     item_column,
     made_question,
     read_rows,
+    require_lettered,
     scenes_of,
     text_of,
+    texts_of,
 )
 from stillroom.evaluate.suites.figures import Figures, mean_figure, nested_mean, positions
 from stillroom.records import BadInputError
+from stillroom.text.answers import official_number
 
 FILES = ("test.jsonl", "test.parquet", "test-*.parquet", "full/test-*.parquet")
 #: The rows that the authors left when they removed what can be had without looking.
@@ -55,7 +58,12 @@ def _item(row: RowData, suite: str, where: str) -> Item:
     kind = text_of(row, "question_type", where)
     if kind not in vsi_bench.QUESTION_TYPES:
         raise BadInputError(f"{where} has the question_type {kind!r}, which VSI-Bench has not")
-    options = [str(option) for option in row.get("options") or ()]
+    options = texts_of(row, "options", where)
+    truth = text_of(row, "ground_truth", where)
+    if kind in vsi_bench.CHOICE_TYPES:
+        require_lettered(truth, len(options), where)
+    elif official_number(truth) is None:
+        raise BadInputError(f"{where}: the answer {truth!r} to a {kind} question is no number")
     scene, question = text_of(row, "scene_name", where), text_of(row, "question", where)
     return Item(
         question=made_question(
@@ -64,7 +72,7 @@ def _item(row: RowData, suite: str, where: str) -> Item:
             scene,
             kind,
             question,
-            text_of(row, "ground_truth", where),
+            truth,
             options=options,
             asked_as=prompt(kind, question, options),
         ),

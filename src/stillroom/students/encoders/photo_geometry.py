@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from stillroom.records import BadInputError, View
 from stillroom.students.encoders.preprocess import TARGET, prepare
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_camera import decode_pose, invert_w2c
-from stillroom.students.encoders.vggt_load import LAYOUT, load_vggt
+from stillroom.students.encoders.vggt_load import load_vggt, made_by_us
 
 #: Neighbours whose depths differ by more than this lie on different things.
 SAME_SURFACE = 1.1
@@ -47,10 +46,7 @@ class VGGTEstimator:
         Raises:
             BadInputError: no VGGT there, or one without the heads.
         """
-        encoder = load_vggt(where)
-        config = Path(where) / "config.json"
-        ours = config.is_file() and json.loads(config.read_text()).get("model_type") == LAYOUT
-        return cls(encoder, metric=ours)
+        return cls(load_vggt(where), metric=made_by_us(where))
 
     def __call__(self, views: Sequence[View]) -> list[View]:
         """The views with the encoder's depth, intrinsics and poses in place of their own.

@@ -114,6 +114,19 @@ def save_vggt(model: VGGT, folder: Path, *, dtype: torch.dtype = torch.bfloat16)
     os.replace(partial, folder / "model.safetensors")
 
 
+def made_by_us(where: Path | str) -> bool:
+    """Whether stillroom wrote this encoder: then it was trained on measured depth, in metres."""
+    path = Path(where)
+    config = (path.parent if path.is_file() else path) / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        record = json.loads(config.read_text())
+    except ValueError:
+        return False
+    return isinstance(record, dict) and record.get("model_type") == LAYOUT
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a config.json, ours or the public one's; none if there is no file.
 
