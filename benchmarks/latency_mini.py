@@ -5,7 +5,8 @@
 Both shipped miniatures on made rooms, in one process, in turns, with the same engine and precision
 and answers of the same length (``stillroom bench latency`` has the details and more options). Cold
 is a scene's first question, photos and all; warm a later one. Prints a table for people, then one
-JSON line with ``ratio``, ``answers_equal`` (every answer of a session is that of the models' own
+JSON line with ``ratio`` (answers of so many tokens), ``ratio_as_asked`` (real questions, answers as
+short as they are), ``answers_equal`` (every answer of a session is that of the models' own
 ``forward``, asked alone and together) and both parameter counts.
 """
 
@@ -48,11 +49,6 @@ def main() -> None:
     )
     record = api.bench_latency(options, student=chosen.student, scene_count=chosen.rooms)
     print("\n".join(lines(record)))
-    asked = record["ratio_as_asked"]
-    print(
-        f"questions as they are, answers as long as they are: {asked['cold']:.2f} times as fast "
-        f"cold, {asked['warm']:.2f} times warm"
-    )
     record["benchmark"] = "latency_mini"
     write(record | circumstances(["torch", "transformers"], load=load_before), chosen.out)
 

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from stillroom.bench.options import LatencyOptions
     from stillroom.distill.config import DistillConfig
     from stillroom.distill.pretrain_config import PretrainConfig
+    from stillroom.engine.scene_cache import SceneCache
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
     from stillroom.teachers.options import TeacherOptions
     from stillroom.teachers.teach_config import TeachConfig
 
 Progress = Callable[[int, int], None]
+#: Memory that open scenes may take where nobody says how much.
+OPEN_SCENES_BYTES = 1 << 30
 
 
 # Rooms and captures. ----------------------------------------------------------------------------
@@ -751,6 +754,34 @@ def open_scene(model: str, photos: Path | str) -> StudentSession:
     return StudentAnswerer.from_folder(registry.locate(model)).open(open_photos(photos))
 
 
+def open_model(model: str, *, budget_bytes: int = OPEN_SCENES_BYTES) -> SceneCache:
+    """A student or a LLaVA-3D, loaded once: ``.open(SCENE)`` gives the scene's session.
+
+    Scenes stay open for their next question as long as all of them take at most ``budget_bytes``;
+    those asked for longest ago are closed first.
+    """
+    from stillroom import registry
+    from stillroom.engine.scene_cache import SceneCache
+
+    kind, where = registry.kind_of(model)
+    if kind == "student":
+        from stillroom.students.session import StudentAnswerer
+
+        return SceneCache(
+            StudentAnswerer.from_folder(registry.locate(where)), budget_bytes=budget_bytes
+        )
+    if kind == "llava3d":
+        from stillroom.teachers.llava3d import LLaVA3DTeacher
+
+        return SceneCache(
+            LLaVA3DTeacher.from_folder(registry.locate(where)), budget_bytes=budget_bytes
+        )
+    raise BadInputError(
+        f"{model!r} looks at no scene that could be kept open; name student_mini, teacher_mini, a "
+        "folder or a hub id"
+    )
+
+
 def ask(model: str, photos: Path | str, question: str) -> str:
     """One answer about a folder of photos or a capture."""
     from stillroom.asking import reply
@@ -781,11 +812,24 @@ def bench_latency(
     """Time teacher and student side by side; the record, with figures in ``out`` if that is named.
 
     Without ``scenes`` rooms are made. With ``random_weights`` the student is a recipe's name and
-    the teacher "llava3d-7b" or a folder, of which only the sizes count.
+    the teacher "llava3d-7b" or a folder, of which only the sizes count. A record that ``out`` holds
+    of the same models and settings is given back, and nothing measured.
     """
     from stillroom import bench_models
+    from stillroom.bench.run import finished, write
 
     started = time.monotonic()
+    # Scenes are named by where they lie, models by their weights.
+    asked = {
+        "student": student if random_weights else bench_models.identity(student),
+        "teacher": teacher if random_weights else bench_models.identity(teacher),
+        "scenes": None if scenes is None else str(Path(scenes).resolve()),
+        "scene_count": scene_count,
+        "random_weights": random_weights,
+    }
+    found = None if out is None else finished(Path(out), asked, options)
+    if found is not None:
+        return found
     run = bench_models.run_random if random_weights else bench_models.run_loaded
     record = run(
         options,
@@ -795,10 +839,8 @@ def bench_latency(
         scene_count=scene_count,
         progress=progress,
     )
-    record["meta"] = run_meta(started)
+    record |= {"asked": asked, "meta": run_meta(started)}
     if out is not None:
-        from stillroom.bench.run import write
-
         write(record, Path(out))
     return record
 

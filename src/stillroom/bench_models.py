@@ -12,9 +12,22 @@ from stillroom.records import BadInputError, Question, Scene
 if TYPE_CHECKING:
     from stillroom.bench.options import LatencyOptions
 
+#: Scenes that real questions are asked about: the first of them only warms up.
+LEAST_SCENES = 2
 Progress = Callable[[int, int], None]
 #: Rooms that are made where none are named; questions that are asked about each.
 SEED, QUESTIONS = 41, 12
+
+
+def identity(name: str) -> str:
+    """A model's name with what its weights are, for a record to be told from another's.
+
+    Raises:
+        BadInputError: no such model.
+    """
+    from stillroom import registry
+
+    return f"{name} {registry.describe(name).get('revision', '')}".strip()
 
 
 def run_loaded(
@@ -29,9 +42,11 @@ def run_loaded(
     """Models of these names on a store's first scenes, or on rooms made for it.
 
     Raises:
-        BadInputError: no such model, or a teacher that is no LLaVA-3D.
+        BadInputError: no such model, a teacher that is no LLaVA-3D, too few scenes, or weights of 8
+            or 4 bits in float32.
     """
     import torch
+    from transformers import AutoConfig
 
     from stillroom import registry
     from stillroom.bench.run import bench_models
@@ -50,18 +65,36 @@ def run_loaded(
         raise BadInputError(f"{student!r} is no student; name student_mini, a folder or a hub id")
     if options.resident == "in_turn":
         raise BadInputError("models are loaded in_turn with random weights only; leave it out")
+    if scene_count < LEAST_SCENES:
+        raise BadInputError(
+            f"scene_count must be at least {LEAST_SCENES}, since the first scene only warms up, "
+            f"got {scene_count}"
+        )
+    asked = _asked(scenes, scene_count)
+    if len(asked) < LEAST_SCENES:
+        raise BadInputError(
+            f"{scenes} holds {len(asked)} scenes, at least {LEAST_SCENES} are needed; name a "
+            "larger store, or leave --scenes out"
+        )
+    place = registry.locate(student)
+    weights = AutoConfig.from_pretrained(place).weights
+    if weights != "full" and options.dtype == "float32":
+        raise BadInputError(
+            f"{student} has {weights} weights, which are computed with in bfloat16; add --dtype "
+            "bfloat16, for both models"
+        )
     device = chosen_device(options.device)
     asks = TeacherOptions(dtype=options.dtype, frames=options.teacher_views, device=options.device)
     loaded = LLaVA3DTeacher.from_folder(registry.locate(where), asks)
     answerer = StudentAnswerer.from_folder(
-        registry.locate(student), device=device, dtype=getattr(torch, options.dtype)
+        place, device=device, dtype=getattr(torch, options.dtype)
     )
     if options.student_views is not None:
         answerer.processor.max_views = options.student_views
     return bench_models(
         answerer,
         loaded,
-        _asked(scenes, scene_count),
+        asked,
         options,
         names={"teacher": teacher, "student": student},
         progress=progress,

@@ -185,11 +185,13 @@ def bench_latency(words: Sequence[str]) -> int:
 
     given = cli._parse(options, words, "bench latency")
     as_json = given.pop("json")
+    had = given["out"] is not None and (given["out"] / "latency.json").is_file()
     with progress_bar("measuring") as progress:
         record = api.bench_latency(given.pop("options"), **given, progress=progress)
     if not as_json:
         from stillroom.bench.latency import lines
 
-        cli._say("\n".join(lines(record)))
+        state = [f"{given['out']} was finished already"] if had else []
+        cli._say("\n".join([*state, *lines(record)]))
     cli._say(json.dumps(record))
     return 0

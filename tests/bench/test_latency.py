@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from stillroom import api, cli, registry
-from stillroom.bench import contestants
+from stillroom.bench import contestants, latency
 from stillroom.bench.asked import count_equal
 from stillroom.bench.latency import lines, measure
 from stillroom.bench.machine import measure_machine, peak_memory, resident_bytes
@@ -25,6 +26,8 @@ from stillroom.engine.decoder import decoder_of
 from stillroom.engine.prefix import prefill
 from stillroom.geometry.cameras import unproject
 from stillroom.records import Answer, BadInputError
+from stillroom.students.model import StillroomStudent
+from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.testing import tiny_questions, tiny_scene
@@ -145,9 +148,16 @@ def test_both_models_are_measured_in_turns_and_the_ratios_are_theirs() -> None:
             one["cold"][f"{stage}_ms"]["median"] for stage in stages
         )
         assert one["peak_bytes"] is None or one["peak_bytes"] >= one["weight_bytes"]
-        assert one["share_of_copy"] > 0
+        assert one["share_of_copy"] is None or one["share_of_copy"] > 0
+    parts = [
+        sum(one["cold"][f"{stage}_ms"]["median"] for stage in stages[1:])
+        for one in (teacher, student)
+    ]
+    without = record["ratio_without_prepare"]["cold"]
+    assert without == pytest.approx(parts[0] / parts[1], abs=1e-3)
     text = "\n".join(lines(record))
     assert "times as fast cold" in text
+    assert f"without the photos' way to tensors {without:.2f} times" in text
     assert "photos 2" in text
     json.dumps(record)
 
@@ -225,11 +235,25 @@ def test_the_verb_measures_the_shipped_models_and_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "--repeats 1 --warm-up 1 --tokens 2 --scene-count 2 --sweep-batch 1 2 --device cpu"
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["bench", "latency", *words.split(), "--out", str(tmp_path)])
-    assert stop.value.code == 0
+
+    def run(words: str) -> int:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["bench", "latency", *words.split(), "--out", str(tmp_path)])
+        return int(str(stop.value.code))
+
+    assert run(words) == 0
     said = capsys.readouterr().out.strip().splitlines()
     record = json.loads(said[-1])
+    asked = record["ratio_as_asked"]
+    assert any(line.endswith(f"{asked['warm']:.2f} times warm") for line in said[:-1])
+    # Again it is finished; with other settings nothing is touched.
+    assert run(words) == 0
+    again = capsys.readouterr().out.strip().splitlines()
+    assert again == [f"{tmp_path} was finished already", *said]
+    for other in (words.replace("--tokens 2", "--tokens 3"), words + " --teacher-views 2"):
+        assert run(other) == 2
+        assert "holds a record of other models or settings" in capsys.readouterr().err
+    assert json.loads((tmp_path / "latency.json").read_text()) == record
     assert record["answers_equal"] is True
     assert record["answers_compared"]["student"] == {"equal": 24, "of": 24}
     assert record["parameters"] == {"teacher": 5_323_264, "student": 1_677_456}
@@ -267,6 +291,97 @@ def test_random_weights_need_no_checkpoint() -> None:
 def test_what_cannot_be_compared_is_refused(given: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadInputError, match=complaint):
         api.bench_latency(QUICK, **given)
+
+
+def quantised_folder(folder: Path) -> Path:
+    student = StillroomStudent.from_pretrained(registry.locate("student_mini"))
+    config = copy.deepcopy(student.config)
+    config.weights = "int4"
+    StillroomStudent(config).to(torch.bfloat16).save_pretrained(folder)
+    StillroomProcessor.from_pretrained(registry.locate("student_mini")).save_pretrained(folder)
+    return folder
+
+
+def test_weights_of_few_bits_are_counted_as_a_checkpoint_counts_them(tmp_path: Path) -> None:
+    answerer = StudentAnswerer.from_folder(quantised_folder(tmp_path))
+    small = contestants.student(answerer.student, views=2, question_tokens=7, name="student")
+    assert small.parameters == registry.count_parameters(tmp_path) == 1_677_456
+    file = sum(part.stat().st_size for part in tmp_path.glob("*.safetensors"))
+    assert 0.97 * file < small.weight_bytes <= file
+    full, work = mini_student().work(100, 20), small.work(100, 20)
+    assert (work.read, work.ask, work.token) == (full.read, full.ask, full.token)
+    # Half a byte and a scale's share for a number of a layer, one and a scale's for the head's.
+    cached = 2 * 3 * 120 * 128
+    lm = small.lm
+    numbers = 3 * 12 * 128 * 128
+    least = numbers / 2 + 1024 * 128 + 2 * cached
+    assert least < work.token_bytes < 1.4 * least
+    assert lm.config.num_hidden_layers == 3
+    with pytest.raises(BadInputError, match="has int4 weights.*add --dtype bfloat16"):
+        api.bench_latency(QUICK, student=str(tmp_path), scene_count=2)
+
+
+def test_a_cache_is_counted_by_the_width_that_heads_have() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    lm = LlamaForCausalLM(config).eval()
+    prefix = prefill(lm, torch.randn(1, 10, 32), visibility="prefix", plain=True)
+    assert contestants._cache_bytes(lm, 10) == sum(k.nbytes + v.nbytes for k, v in prefix.layers)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"teacher_views": 0}, "teacher_views must be at least 1, got 0"),
+        ({"sweep_batch": (4, 0)}, "sweep_batch must be at least 1, got 0"),
+        ({"sweep_views": (0,)}, "sweep_views must be at least 1, got 0"),
+        ({"at_student_views": 0}, "at_student_views must be at least 1, got 0"),
+        ({"warm_up": -1}, "warm_up must be at least 0, got -1"),
+    ],
+)
+def test_numbers_that_cannot_be_measured_are_refused(given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(BadInputError, match=complaint):
+        replace(QUICK, **given)
+
+
+def test_what_would_fail_late_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("stillroom.bench.run.measure", never)
+    monkeypatch.setattr(StudentAnswerer, "answer", never, raising=False)
+    file = tmp_path / "out.json"
+    file.write_text("{}")
+    with pytest.raises(BadInputError, match="is a file; --out names a folder"):
+        api.bench_latency(QUICK, out=file)
+    with pytest.raises(BadInputError, match="scene_count must be at least 2.*got 1"):
+        api.bench_latency(QUICK, scene_count=1)
+    with pytest.raises(BadInputError, match="asks for 9 photos, the first scene has 6"):
+        api.bench_latency(replace(QUICK, sweep_views=(2, 9)), scene_count=2)
+
+
+def test_a_token_that_seems_to_take_no_time_is_not_told() -> None:
+    run = latency._Run("student", QUICK, CPU)
+    run.cold = [dict.fromkeys(("prepare", "see", "read", "answer", "total"), 0.01)] * 2
+    run.warm = [{"first_token": 0.004, "total": 0.003, "per_token": -0.0005}] * 2
+    run.work = contestants.Work(see=1e9, read=1e9, ask=1e6, token=1e6, token_bytes=1000)
+    machine = latency.Machine(
+        name="", device="cpu", dtype="float32", threads=1, copy_gb_s=1.0, matmul_tflop_s=1.0
+    )
+    found = run.result(machine)
+    assert found["warm"]["per_token_ms"] is found["share_of_copy"] is None
+    assert latency._time(None) == latency._share(None) == "not told"
 
 
 def test_an_answer_of_one_token_cannot_be_timed() -> None:

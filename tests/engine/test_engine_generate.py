@@ -20,7 +20,7 @@ from transformers import (
 
 from stillroom.engine import generate, graphs
 from stillroom.engine.choosing import Chooser
-from stillroom.engine.decoder import LeanDecoder
+from stillroom.engine.decoder import LeanDecoder, decoder_of, forget_weights
 from stillroom.engine.generate import (
     PIECE_TOKENS,
     _Ends,
@@ -205,6 +205,54 @@ def test_steps_that_know_no_length_on_the_host_say_the_same(
         assert len({tuple(ids) for scene in said[0] for ids in scene}) > 2
 
 
+def test_a_recorded_step_reads_no_table_that_a_longer_row_replaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = language_model("neox")
+    settings = {"visibility": "prefix", "max_new_tokens": 5, "eos_id": -1}
+    prompts = prompts_of(lm, QUESTIONS)
+    plain = prefill(lm, vision(), visibility="prefix", plain=True)
+    expected = greedy(lm, plain, prompts, plain=True, **settings)
+    monkeypatch.setattr(generate, "_recordable", lambda row, ends: True)
+    advance = graphs.StepGraph.advance
+
+    def alone(self: graphs.StepGraph, steps: int) -> None:
+        # A graph replays addresses: what lies elsewhere by now is not what it reads.
+        with mock.patch.object(LeanDecoder, "_table", side_effect=AssertionError("shared")):
+            advance(self, steps)
+
+    monkeypatch.setattr(graphs.StepGraph, "advance", alone)
+    prefix = prefill(lm, vision(), visibility="prefix")
+    said = greedy(lm, prefix, prompts, scored=False, **settings)
+    assert [one.ids for one in said] == [one.ids for one in expected]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_steps_on_a_gpu_say_what_the_models_own_forward_says(lm: PreTrainedModel) -> None:
+    lm.cuda()
+    settings = {"visibility": "prefix", "max_new_tokens": 9, "eos_id": -1}
+    prompts = [prompt.cuda() for prompt in prompts_of(lm, QUESTIONS)]
+    # The third scene is longer than the table of angles, which is replaced; then the first again.
+    for n in (6, 9, 2_500, 6):
+        seen = vision(n).cuda()
+        said = [
+            greedy(
+                lm,
+                prefill(lm, seen, visibility="prefix", plain=plain),
+                prompts,
+                plain=plain,
+                scored=False,
+                **settings,
+            )
+            for plain in (True, False)
+        ]
+        assert [one.ids for one in said[0]] == [one.ids for one in said[1]]
+    decoder = decoder_of(lm)
+    assert isinstance(decoder, LeanDecoder)
+    assert any(step.graph is not None for step in decoder.graphs.values())
+
+
 def test_recorded_steps_of_the_same_shape_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = language_model("neox")
     monkeypatch.setattr(generate, "_recordable", lambda row, ends: True)
@@ -258,6 +306,10 @@ def test_rows_of_a_prefix_share_its_memory_one_at_a_time() -> None:
     assert second.layers()[0][0].data_ptr() != here
     del first
     assert prefix.row(20).layers()[0][0].data_ptr() == here
+    # What many questions need besides is not the scene's to keep.
+    held = prefix.nbytes
+    assert prefix.row(1_000).room >= 1_006
+    assert prefix.nbytes == held
 
 
 def test_two_decodings_of_one_prefix_at_once_do_not_touch_each_other() -> None:
@@ -285,6 +337,16 @@ def test_weights_that_change_are_read_anew(lm: PreTrainedModel) -> None:
         for parameter in lm.base_model.layers.parameters():
             parameter.mul_(-1.3)
     assert said(plain=False) == said(plain=True) != before
+    # Exchanged behind the parameters' backs, as a move to another device does it.
+    for parameter in lm.base_model.layers.parameters():
+        parameter.data = parameter.data * -0.8
+    again = said(plain=True)
+    assert said(plain=False) == again != before
+    # Written through .data: nobody can see that, it has to be said.
+    for parameter in lm.base_model.layers.parameters():
+        parameter.data.mul_(-1.3)
+    forget_weights(lm)
+    assert said(plain=False) == said(plain=True) != again
 
 
 @pytest.mark.parametrize("visibility", ["prefix", "causal"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from stillroom.engine.packed import PackedLinear, can_pack, is_plain, pack
+from stillroom.engine.packed import PackedLinear, can_pack, is_plain, pack, pack_anew
 
 needs_packing = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no oneDNN")
 
@@ -88,9 +90,43 @@ def test_autocast_and_casts_still_work(kept_bytes: int) -> None:
         pack(layer, kept_bytes=kept_bytes)
         with torch.autocast("cpu", torch.bfloat16):
             torch.testing.assert_close(layer(x).float(), expected, atol=0.05, rtol=0.05)
-        if kept_bytes:
-            layer.to(torch.bfloat16)
-            torch.testing.assert_close(layer(x.bfloat16()).float(), expected, atol=0.05, rtol=0.05)
+        layer.to(torch.bfloat16)
+        torch.testing.assert_close(layer(x.bfloat16()).float(), expected, atol=0.05, rtol=0.05)
+        assert type(layer) is nn.Linear
+        assert layer.weight.dtype == torch.bfloat16
+
+
+@needs_packing
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 20])
+def test_a_copy_is_plain_and_the_original_stays_packed(kept_bytes: int) -> None:
+    model = Tied()
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = model(ids)
+        pack(model, kept_bytes=kept_bytes)
+        copied = copy.deepcopy(model)
+        torch.testing.assert_close(copied(ids), expected)
+        copied.inner.weight.zero_()
+        torch.testing.assert_close(model(ids), expected)
+    assert type(copied.inner) is nn.Linear
+    assert copied.head.weight is copied.embed.weight
+    assert type(model.inner) is PackedLinear
+
+
+@needs_packing
+def test_a_weight_that_was_exchanged_is_noticed_and_one_written_behind_its_back_on_demand() -> None:
+    layer = nn.Linear(8, 8, bias=False)
+    x = torch.randn(5, 8)
+    with torch.no_grad():
+        pack(layer)
+        layer.weight.data = torch.ones(8, 8)
+        torch.testing.assert_close(layer(x), x @ torch.ones(8, 8))
+        assert not layer.up_to_date
+        pack_anew(layer)
+        assert layer.up_to_date
+        layer.weight.data.fill_(2.0)  # which PyTorch does not count
+        pack_anew(layer)
+        torch.testing.assert_close(layer(x), x @ torch.full((8, 8), 2.0))
 
 
 def test_what_is_no_plain_linear_layer_is_left_alone() -> None:

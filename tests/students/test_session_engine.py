@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from stillroom import api, registry
 from stillroom.engine.packed import PackedLinear, can_pack
 from stillroom.engine.scene_cache import SceneCache
-from stillroom.records import Question, Scene, asked
+from stillroom.records import BadInputError, Question, Scene, asked
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
 from stillroom.testing import tiny_questions, tiny_scene
@@ -137,6 +138,27 @@ def test_a_session_tells_what_it_holds_and_questions_take_no_more(
     for _ in range(20):
         session.answer([asked(session.scene_id, text) for text in OWN_WORDS])
     assert session.nbytes == held
+    # Nor do many at once, which need more room than a scene has for its next question.
+    session.answer([asked(session.scene_id, text) for text in OWN_WORDS * 20])
+    assert session.nbytes == held
+
+
+def test_a_model_keeps_scenes_open_within_its_budget() -> None:
+    scene = api.open_photos(CAPTURE)
+    model = api.open_model("student_mini", budget_bytes=1 << 20)
+    session = model.open(scene)
+    assert model.open(scene) is session
+    many = [asked(scene.scene_id, text) for text in OWN_WORDS * 30]
+    expected = shipped().open(scene).answer(many)
+    other = replace(scene, scene_id="other", views=scene.views[:1])
+    budget = model.nbytes + 1000
+    model = api.open_model("student_mini", budget_bytes=budget)
+    assert model.open(scene).answer(many) == expected
+    assert model.nbytes <= budget
+    model.open(other)
+    assert (len(model), model.evicted) == (1, 1)
+    with pytest.raises(BadInputError, match="'blind' looks at no scene"):
+        api.open_model("blind")
 
 
 def test_photos_are_told_apart_by_their_pixels_and_their_files(

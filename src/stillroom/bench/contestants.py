@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from stillroom.engine.cache import head_width
 from stillroom.engine.generate import greedy
 from stillroom.engine.mask import Visibility
 from stillroom.engine.packed import pack
@@ -27,6 +28,7 @@ from stillroom.records import Scene, View, content_hash
 from stillroom.students.config import StillroomConfig
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
+from stillroom.students.quantised import weights_of
 from stillroom.teachers import cost
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.teachers.llava3d_load import fill
@@ -92,21 +94,21 @@ class Contestant:
     @property
     def parameters(self) -> int:
         """All numbers it holds; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(count for _, count in weights_of(self.model))
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of its weights as they are used."""
-        return sum(parameter.nbytes for parameter in self.model.parameters())
+        """Memory of its weights, each counted once; copies in a kernel's order are in the peak."""
+        return sum(tensor.nbytes for tensor, _ in weights_of(self.model))
 
     def work(self, tokens: int, question: int, *, views: int | None = None) -> Work:
         """What each stage has to do for a scene of so many tokens and a question of so many."""
         base: Any = self.lm.base_model
         config, layers = self.lm.config, len(base.layers)
-        weights = sum(p.numel() for p in base.layers.parameters() if p.ndim == 2)
+        weights = sum(count for tensor, count in weights_of(base.layers) if tensor.ndim == 2)
         head: Any = self.lm.get_output_embeddings()
         said = 2.0 * config.hidden_size * head.out_features
-        looking = 4.0 * layers * config.hidden_size
+        looking = 4.0 * layers * config.num_attention_heads * head_width(config)
         known = tokens + question
         half = 0.5 if self.visibility == "causal" else 1.0
         return Work(
@@ -280,13 +282,13 @@ def _seen_flops(model: StillroomStudent, views: int) -> float:
 def _read_bytes(lm: PreTrainedModel) -> int:
     """Weights that a token passes: all layers and the head, but not the table of embeddings."""
     base: Any = lm.base_model
-    layers = sum(parameter.nbytes for parameter in base.layers.parameters())
-    return layers + sum(parameter.nbytes for parameter in lm.get_output_embeddings().parameters())
+    parts = (base.layers, lm.get_output_embeddings())
+    return sum(tensor.nbytes for part in parts for tensor, _ in weights_of(part))
 
 
 def _cache_bytes(lm: PreTrainedModel, length: int) -> int:
     config = lm.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = heads * (config.hidden_size // config.num_attention_heads)
+    width = heads * head_width(config)
     item = torch.empty(0, dtype=lm.dtype).element_size()
     return 2 * config.num_hidden_layers * width * length * item

@@ -7,6 +7,19 @@ from typing import Literal
 
 from stillroom.records import BadInputError
 
+_AT_LEAST_ONE = (
+    "teacher_views",
+    "student_views",
+    "question_tokens",
+    "sweep_views",
+    "sweep_batch",
+    "repeats",
+    "threads",
+    "turns",
+    "at_teacher_views",
+    "at_student_views",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyOptions:
@@ -40,9 +53,13 @@ class LatencyOptions:
     at_student_views: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("question_tokens", "repeats", "turns"):
-            if getattr(self, name) < 1:
-                raise BadInputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in _AT_LEAST_ONE:
+            given = getattr(self, name)
+            for count in given if isinstance(given, tuple) else (given,):
+                if count is not None and count < 1:
+                    raise BadInputError(f"{name} must be at least 1, got {count}")
+        if self.warm_up < 0:
+            raise BadInputError(f"warm_up must be at least 0, got {self.warm_up}")
         if self.tokens < 2:
             raise BadInputError(
                 f"tokens must be at least 2, so that one can be timed alone, got {self.tokens}"

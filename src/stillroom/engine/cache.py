@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -112,6 +113,13 @@ class KeyValues:
             held = what.new_zeros(1, what.shape[1], self.room, what.shape[3])
             held[:, :, : what.shape[2]] = what
             parts.append(held)
+
+
+def head_width(config: Any) -> int:
+    """Channels of each head of a language model; not always its width over its heads."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def side_by_side(rows: Sequence[KeyValues], room: int) -> KeyValues:

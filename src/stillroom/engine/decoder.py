@@ -23,8 +23,10 @@ from stillroom.engine.cache import KeyValues
 from stillroom.engine.mask import for_attention
 from stillroom.engine.packed import (
     PackedLinear,
+    identity,
     is_plain,
     linear,
+    pack_anew,
     packed_weight,
     plain_is_faster,
 )
@@ -65,9 +67,19 @@ def decoder_of(lm: PreTrainedModel, *, plain: bool = False) -> Decoder:
     if plain or not _readable(lm):
         return PlainDecoder(lm)
     held = _DECODERS.get(lm)
-    if held is None or not held.fits():
+    if held is None or not held.fits(lm):
         held = _DECODERS[lm] = LeanDecoder(lm)
     return held
+
+
+def forget_weights(lm: PreTrainedModel) -> None:
+    """Drop all that was made of a model's weights, for after a write that cannot be noticed.
+
+    That is one through ``weight.data``, which PyTorch does not count. Weights that were trained,
+    loaded, replaced, moved or cast are noticed.
+    """
+    _DECODERS.pop(lm, None)
+    pack_anew(lm)
 
 
 class PlainDecoder:
@@ -148,11 +160,12 @@ class LeanDecoder:
         self.layers = [kind(layer, fused) for layer in base.layers]
         #: Recorded steps by shape (``graphs.py``).
         self.graphs: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._beside = _beside_layers(lm)
         self._angles: tuple[Tensor, Tensor] | None = None
 
-    def fits(self) -> bool:
+    def fits(self, lm: PreTrainedModel) -> bool:
         """Whether the model still has the weights that this was made of."""
-        return all(layer.fits() for layer in self.layers)
+        return self._beside == _beside_layers(lm) and all(layer.fits() for layer in self.layers)
 
     def read(
         self,
@@ -163,13 +176,14 @@ class LeanDecoder:
         mask: Bool[Tensor, "q l"] | Float[Tensor, "q l"] | None = None,
         seen: int | None = None,
         at: Int[Tensor, "q"] | None = None,
+        table: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "q d"]:
-        """As the protocol says."""
+        """As the protocol says; ``table`` in place of the decoder's own, which grows with rows."""
         if mask is not None and mask.dtype == torch.bool:  # once instead of in every layer
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill_(
                 ~mask, -torch.inf
             )
-        table = self._table(embeds, cache.room + embeds.shape[1])
+        table = table or self._table(embeds, cache.room + embeds.shape[1])
         turns = (table[0][position], table[1][position])
         states = self.through(embeds[0], turns, mask=mask, cache=cache, seen=seen, at=at)
         if at is None:
@@ -218,6 +232,17 @@ class LeanDecoder:
             count = max(most, self.rotary.config.max_position_embeddings)
             held = self._angles = self.table(count, embeds)
         return held
+
+
+def _beside_layers(lm: PreTrainedModel) -> list[tuple[Any, ...]]:
+    """What identifies the embeddings and the final norm, which recorded steps read too."""
+    base: Any = lm.base_model
+    norm = base.final_layer_norm if lm.config.model_type == "gpt_neox" else base.norm
+    modules = (lm.get_input_embeddings(), lm.get_output_embeddings(), norm)
+    return [
+        (id(module), *(identity(one) for one in module.parameters(recurse=False)))
+        for module in modules
+    ]
 
 
 class _Reading(NamedTuple):
@@ -303,11 +328,10 @@ class _Together:
             said = [linear(x, *one) for one in self._packed]
         return said if len(said) == len(self.layers) else said[0].split(self._sizes, dim=-1)
 
-    def _now(self) -> list[tuple[type, int, int]]:
-        weights = [getattr(layer, "weight", None) for layer in self.layers]
+    def _now(self) -> list[tuple[Any, ...]]:
         return [
-            (type(layer), id(weight), getattr(weight, "_version", 0))
-            for layer, weight in zip(self.layers, weights, strict=True)
+            (type(layer), *(identity(getattr(layer, name, None)) for name in ("weight", "bias")))
+            for layer in self.layers
         ]
 
 

@@ -41,6 +41,9 @@ class StepGraph:
     ) -> None:
         self.decoder, self.embed, self.chooser = decoder, embed, chooser
         device, dtype = like.keys[0].device, like.keys[0].dtype
+        # A table of its own: the decoder's is replaced when a longer row comes, and a recorded step
+        # would go on reading where it lay.
+        self.table = decoder.table(room + 1, embed(torch.zeros(1, dtype=torch.long, device=device)))
         empty = [(keys[:, :, :0], values[:, :, :0]) for keys, values in like.layers()]
         self.cache = KeyValues.of(empty, room)
         self.tokens = torch.zeros(questions, dtype=torch.long, device=device)
@@ -86,6 +89,7 @@ class StepGraph:
             cache=self.cache,
             mask=self.mask,
             at=self.at,
+            table=self.table,
         )
         self.step += 1
         self.tokens.copy_(self.chooser.pick(self.decoder.logits(states), self.step))

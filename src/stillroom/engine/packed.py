@@ -2,10 +2,13 @@
 
 oneDNN's kernels want a matrix in blocks. Left as PyTorch keeps it, it is put in order again at
 every call; packed, a large matrix and a few tokens take 0.2 to 0.6 of the time (docs/speed.md).
+A model that is copied, moved or cast has plain layers again.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,13 +35,12 @@ class PackedLinear(nn.Linear):
     """A linear layer with a packed weight; where a gradient is kept it is the plain one."""
 
     _packed: Tensor
-    _of: tuple[int, int]
+    _of: tuple[Any, ...]
 
     @property
     def up_to_date(self) -> bool:
         """Whether the packed weight is the layer's own."""
-        weight = self.weight
-        return weight.is_mkldnn or self._of == (id(weight), weight._version)
+        return self.weight.is_mkldnn or self._of == identity(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
@@ -56,10 +58,42 @@ class PackedLinear(nn.Linear):
         weight = self.weight
         return F.linear(x, weight.to_dense() if weight.is_mkldnn else weight, self.bias)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move or cast: the layer is a plain one from then on."""
+        if self.weight.is_mkldnn:
+            self.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+        del self._packed, self._of
+        self.__class__ = nn.Linear  # type: ignore[assignment]
+        return nn.Linear._apply(self, fn, recurse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+        """A copy is a plain layer: what is packed cannot be copied."""
+        bare = {
+            name: value for name, value in self.__dict__.items() if name not in ("_packed", "_of")
+        }
+        if self.weight.is_mkldnn:
+            dense = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+            bare["_parameters"] = {**self._parameters, "weight": dense}
+        made = nn.Linear.__new__(nn.Linear)
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy(bare, memo))
+        return made
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn:
             destination[prefix + "weight"] = self.weight.detach().to_dense()
+
+
+def identity(weight: Any) -> tuple[Any, ...]:
+    """What tells a weight from another one, or from itself before it was written to, moved or cast.
+
+    Writes through ``weight.data`` cannot be told.
+    """
+    if not isinstance(weight, Tensor):
+        return (id(weight),)
+    place = 0 if weight.is_mkldnn else weight.data_ptr()
+    return (id(weight), weight._version, weight.dtype, weight.device, place)
 
 
 def plain_is_faster(x: Tensor, weight: Tensor) -> bool:
@@ -92,11 +126,17 @@ def pack(model: nn.Module, *, kept_bytes: int = KEPT_BYTES) -> int:
     for layer in layers:
         weight = layer.weight
         layer.__class__ = PackedLinear
-        layer._packed = packed_weight(weight)
-        layer._of = (id(weight), weight._version)
+        layer._packed, layer._of = packed_weight(weight), identity(weight)
         if weight.nbytes > kept_bytes and id(weight) not in shared:
             layer.weight = nn.Parameter(layer._packed, requires_grad=False)
     return len(layers)
+
+
+def pack_anew(model: nn.Module) -> None:
+    """Pack layers that keep their plain weight again, whatever they say of themselves."""
+    for layer in model.modules():
+        if type(layer) is PackedLinear and not layer.weight.is_mkldnn:
+            layer._packed, layer._of = packed_weight(layer.weight), identity(layer.weight)
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -64,12 +64,14 @@ class ScenePrefix:
     def row(self, room: int) -> KeyValues:
         """A row that begins with V and has room for ``room`` positions behind it.
 
-        It is written into this prefix's own memory unless another row still is.
+        It is written into this prefix's own memory unless another row still is, or many questions
+        at once need more than there is: their row is let go with them, so that an open scene takes
+        no more than when it was opened.
         """
         known = self._memory.length
-        if self._lent is not None and self._lent() is not None:
+        taken = self._lent is not None and self._lent() is not None
+        if taken or known + room > self._memory.room:
             return KeyValues.of(self.layers, known + room)
-        self._memory.reserve(known + room)
         row = self._memory.lend()
         self._lent = weakref.ref(row)
         return row

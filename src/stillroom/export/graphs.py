@@ -1,7 +1,8 @@
 """A student as three graphs: encoder, prefill and decode, with connector and slots inside.
 
 ``encoder``  photos ``pixel_values [v 3 s s]`` to visual tokens ``vision [n d]`` and, where the
-             student has a depth head, ``depth [v s s]`` in metres.
+             student has a depth head, ``depth [v s s]`` in the
+             student's ``depth_unit``.
 ``prefill``  visual tokens to the keys and values that every question of the scene shares.
 ``decode``   ``ids [t]`` and ``slots [k]`` (0 to K-1, or none) behind ``p`` cached positions to the
              logits of the last of them, and the keys and values of all of them. A question is read
@@ -26,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stillroom.engine.cache import head_width
 from stillroom.engine.decoder import LeanDecoder
 from stillroom.export.runtime import GraphStudent
 from stillroom.records import BadInputError, asked
@@ -73,10 +75,11 @@ def runtime_settings(student: StillroomStudent) -> dict[str, Any]:
         "slots": config.slot_count,
         "layers": text.num_hidden_layers,
         "heads": heads,
-        "head_width": config.hidden_size // text.num_attention_heads,
+        "head_width": head_width(text),
         "max_answer_tokens": config.max_answer_tokens,
         "positions": _positions(student),
         "has_depth": bool(config.encoder_sizes.depth_head),
+        "depth_unit": config.depth_unit,
     }
 
 

@@ -8,6 +8,7 @@ that a quantised student is saved and loaded like any other. ``export/quantise.p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -187,6 +188,22 @@ def quantise_structure(student: Any, weights: Weights) -> None:
     else:
         outputs = Int8Linear(head.in_features, head.out_features, bias=head.bias is not None)
         student.set_output_embeddings(outputs)
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """Every tensor that holds weights, and how many numbers it stands for: none of a scale.
+
+    The numbers are those that ``registry.count_parameters`` finds in a checkpoint.
+    """
+    module = module._table[0] if isinstance(module, TiedHead) else module
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        leaf = name.rpartition(".")[2]
+        if leaf in ("weight_scale", "weight_zero"):
+            yield tensor, 0
+        elif leaf == "weight_int4":
+            yield tensor, 2 * tensor.numel()
+        elif leaf == "weight_int8" or isinstance(tensor, nn.Parameter):
+            yield tensor, tensor.numel()
 
 
 def pack_quantised(model: nn.Module) -> None:
