@@ -317,7 +317,7 @@ def test_weights_of_few_bits_are_counted_as_a_checkpoint_counts_them(tmp_path: P
     least = numbers / 2 + 1024 * 128 + 2 * cached
     assert least < work.token_bytes < 1.4 * least
     assert lm.config.num_hidden_layers == 3
-    with pytest.raises(BadInputError, match="has int4 weights.*add --dtype bfloat16"):
+    with pytest.raises(BadInputError, match=r"has int4 weights.*add --dtype bfloat16"):
         api.bench_latency(QUICK, student=str(tmp_path), scene_count=2)
 
 
@@ -365,7 +365,7 @@ def test_what_would_fail_late_is_refused_before_a_model_is_loaded(
     file.write_text("{}")
     with pytest.raises(BadInputError, match="is a file; --out names a folder"):
         api.bench_latency(QUICK, out=file)
-    with pytest.raises(BadInputError, match="scene_count must be at least 2.*got 1"):
+    with pytest.raises(BadInputError, match=r"scene_count must be at least 2.*got 1"):
         api.bench_latency(QUICK, scene_count=1)
     with pytest.raises(BadInputError, match="asks for 9 photos, the first scene has 6"):
         api.bench_latency(replace(QUICK, sweep_views=(2, 9)), scene_count=2)

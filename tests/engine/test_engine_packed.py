@@ -129,6 +129,16 @@ def test_a_weight_that_was_exchanged_is_noticed_and_one_written_behind_its_back_
         torch.testing.assert_close(layer(x), x @ torch.full((8, 8), 2.0))
 
 
+@needs_packing
+def test_small_layers_of_a_decoder_are_left_alone() -> None:
+    model = nn.ModuleDict({"encoder": nn.Linear(16, 16), "decoder": nn.Linear(16, 16)})
+    model["large"] = nn.Sequential(nn.Linear(64, 64))
+    assert pack(model, kept_bytes=1 << 12, decoder=model["decoder"]) == 2
+    assert type(model["decoder"]) is nn.Linear
+    assert type(model["encoder"]) is PackedLinear
+    assert pack(nn.ModuleList([model["decoder"]]), kept_bytes=16, decoder=model["decoder"]) == 1
+
+
 def test_what_is_no_plain_linear_layer_is_left_alone() -> None:
     class Own(nn.Linear):
         pass

@@ -206,7 +206,7 @@ def random_student(
     base: Any = model.language_model.base_model
     base.rotary_emb = type(base.rotary_emb)(config.language_model)
     nn.Module.to(model, device)
-    pack(model)
+    pack(model, decoder=model.language_model)
     return model.eval()
 
 
@@ -217,7 +217,7 @@ def random_teacher(config: LLaVA3DConfig, *, dtype: torch.dtype, device: torch.d
     named = model.named_parameters()
     fill(model, ((name, _noise(name, one, dtype)) for name, one in named), dtype=dtype)
     nn.Module.to(model, device)
-    pack(model)
+    pack(model, decoder=model.model.layers)
     return model.eval()
 
 

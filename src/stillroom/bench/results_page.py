@@ -410,7 +410,9 @@ def _table_four(file: str, record: Mapping[str, Any]) -> str:
     return table.markdown(level=3) + _made(file, record["meta"])
 
 
-def _milliseconds(entry: Mapping[str, float]) -> str:
+def _milliseconds(entry: Mapping[str, float] | None) -> str:
+    if entry is None:
+        return "not told"
     return f"{entry['median']:,.2f} ({entry['p95']:,.2f})"
 
 

@@ -27,8 +27,6 @@ from stillroom.engine.packed import (
     is_plain,
     linear,
     pack_anew,
-    packed_weight,
-    plain_is_faster,
 )
 
 #: Layers that read the same input are made one where their weights together are this small; for
@@ -303,12 +301,15 @@ class _Together:
         if not fused:
             packed = False
         elif ordinary and sum(layer.weight.nbytes for layer in self.layers) <= FUSED_BYTES:
-            weight = torch.cat([layer.weight.detach() for layer in self.layers])
-            biases = [layer.bias for layer in self.layers]
-            bias = None if biases[0] is None else torch.cat([one.detach() for one in biases])
-            self._plain = (weight, bias)
-            if packed:
-                self._packed = [(packed_weight(weight), bias)]
+            weights = [layer.weight.detach() for layer in self.layers]
+            biases = [layer.bias.detach() for layer in self.layers if layer.bias is not None]
+            # One alone is not copied.
+            weight, *bias = (
+                parts[0] if len(parts) == 1 else torch.cat(parts)
+                for parts in (weights, biases)
+                if parts
+            )
+            self._plain = (weight, bias[0] if bias else None)
         if packed and self._plain is None and all(one.up_to_date for one in self.layers):
             self._packed = [(layer._packed, layer.bias) for layer in self.layers]
         self._sizes = [layer.out_features for layer in self.layers] if ordinary or packed else []
@@ -322,7 +323,7 @@ class _Together:
         weight = self._plain[0] if self._plain else self._packed[0][0] if self._packed else None
         if weight is None or x.dtype != weight.dtype:
             return [layer(x) for layer in self.layers]
-        if self._plain and (not self._packed or plain_is_faster(x, self._plain[0])):
+        if self._plain:
             said = [F.linear(x, *self._plain)]
         else:
             said = [linear(x, *one) for one in self._packed]

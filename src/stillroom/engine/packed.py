@@ -112,8 +112,13 @@ def packed_weight(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())  # type: ignore[no-any-return]
 
 
-def pack(model: nn.Module, *, kept_bytes: int = KEPT_BYTES) -> int:
+def pack(
+    model: nn.Module, *, kept_bytes: int = KEPT_BYTES, decoder: nn.Module | None = None
+) -> int:
     """Pack the linear layers of a model that only answers from now on; how many were packed.
+
+    Small layers inside of ``decoder``, which reads a question's few tokens, are left as they are:
+    that gained nothing in the miniatures (docs/speed.md).
 
     Nothing happens off a CPU, to quantised or offloaded layers, or without oneDNN. The weight of a
     layer above ``kept_bytes`` is held packed alone, so that no memory is taken twice: it still
@@ -122,7 +127,12 @@ def pack(model: nn.Module, *, kept_bytes: int = KEPT_BYTES) -> int:
     if not can_pack():
         return 0
     shared = _tied(model)
-    layers: list[Any] = [module for module in model.modules() if _can_be_packed(module)]
+    few = set() if decoder is None else set(decoder.modules())
+    layers: list[Any] = [
+        module
+        for module in model.modules()
+        if _can_be_packed(module) and (module not in few or _bytes(module) > kept_bytes)
+    ]
     for layer in layers:
         weight = layer.weight
         layer.__class__ = PackedLinear
@@ -154,6 +164,10 @@ def _can_be_packed(module: nn.Module) -> bool:
         return False
     weight = module.weight
     return weight.device.type == "cpu" and weight.dtype in _DTYPES and weight.numel() > 0
+
+
+def _bytes(layer: Any) -> int:
+    return int(layer.weight.nbytes)
 
 
 def _tied(model: nn.Module) -> set[int]:

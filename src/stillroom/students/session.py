@@ -165,7 +165,7 @@ class StudentAnswerer:
         if dtype is None and student.config.weights != "full":
             student.to(torch.bfloat16)  # type: ignore[arg-type]
         student.to(torch.device(device))  # type: ignore[arg-type]  # transformers' wrapper
-        pack(student)
+        pack(student, decoder=student.language_model)
         pack_quantised(student)
         return cls(student, StillroomProcessor.from_pretrained(where))
 

@@ -232,7 +232,7 @@ class LLaVA3DTeacher:
         options.layer_groups(settings.num_hidden_layers)
         model = load_llava3d(folder, dtype=computing_dtype(options))
         place(model, options)
-        pack(model)
+        pack(model, decoder=model.model.layers)
         return cls(model, tokenizer, options)
 
     def open(self, scene: Scene) -> LLaVA3DSession:
