@@ -739,11 +739,14 @@ def export(words: Sequence[str]) -> int:
     from stillroom import api
 
     given = _parse(options, words, "export")
+    had = given["out"].is_dir() and any(given["out"].iterdir())
     written = api.export(given["model"], to=given["to"], out=given["out"])
     if given["json"]:
         _say(json.dumps(written))
         return 0
     before, after = (written[name] / 1e6 for name in ("bytes_before", "bytes"))
+    if had:
+        _say(f"{given['out']} was finished already")
     _say(
         f"{given['out']} holds {given['model']} as {given['to']}: {after:,.2f} MB of {before:,.2f}"
     )

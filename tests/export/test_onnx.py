@@ -116,6 +116,27 @@ def test_questions_leave_the_scene_as_it_was(graphs: Path) -> None:
     assert session.nbytes == 2 * session.keys.nbytes
 
 
+def test_an_answer_that_runs_out_of_positions_is_not_called_a_long_question(graphs: Path) -> None:
+    student = GraphStudent.from_folder(graphs, threads=1)
+    session = student.open(api.open_photos(CAPTURE))
+    words = len(student.processor.question_ids("Describe the room.")) + 1
+    taken = session.keys.shape[2] + student.settings["slots"] + words
+    student.settings = {**student.settings, "positions": taken + 1}
+    with pytest.raises(BadInputError, match=rf"more than the {taken + 1} positions.*fewer photos"):
+        session.ask("Describe the room.")
+    student.settings = {**student.settings, "positions": taken - 1}
+    with pytest.raises(BadInputError, match=f"the question has {words} tokens"):
+        session.ask("Describe the room.")
+
+
+def test_depth_has_the_unit_that_the_student_tells_it_in(graphs: Path) -> None:
+    student = GraphStudent.from_folder(graphs, threads=1)
+    session = student.open(api.open_photos(CAPTURE))
+    assert session.geometry().depth_unit == student.settings["depth_unit"] == "metre"
+    student.settings = {**student.settings, "depth_unit": "scene"}
+    assert session.geometry().depth_unit == "scene"
+
+
 def test_it_is_asked_without_torch(graphs: Path) -> None:
     words = ("ask", str(graphs), str(CAPTURE), "Is the floor dark?", "--runtime", "onnx")
     blocked = run(*words, code=NO_TORCH)
@@ -205,7 +226,10 @@ TRUNK = DepthAnythingConfig(
 #: Of each way of being a student at least one: language model, encoder, slots, mask, pooling.
 KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "qwen2 with shared keys, Depth Anything, slots after, causal": lambda: {
-        "text_config": _llama("qwen2", num_key_value_heads=2, tie_word_embeddings=True),
+        # Heads are wider than the model's width over their number.
+        "text_config": _llama(
+            "qwen2", num_key_value_heads=2, tie_word_embeddings=True, head_dim=16
+        ),
         "encoder": TRUNK,
         "image_size": 42,
         "slot_position": "after",
@@ -325,6 +349,23 @@ def test_what_graphs_cannot_answer_is_refused(
         cli.main(["ask", model, str(CAPTURE), "Why?", "--runtime", "onnx", *rest])
     assert stop.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_an_export_that_is_there_is_finished_and_another_one_is_refused(
+    graphs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in graphs.iterdir()}
+    for model, form, code in (
+        ("student_mini", "onnx", 0),
+        ("student_mini", "executorch", 2),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["export", model, "--to", form, "--out", str(graphs)])
+        assert stop.value.code == code
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{graphs} was finished already\n{graphs} holds student_mini as")
+    assert "holds something else already" in said.err
+    assert {file: file.stat().st_mtime_ns for file in graphs.iterdir()} == before
 
 
 def test_damaged_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:

@@ -196,16 +196,20 @@ def test_a_quantised_student_is_not_quantised_again(folder: Path, tmp_path: Path
 
 def test_the_verb_says_how_large_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchao")
-    for code, words in ((0, ["--json"]), (2, [])):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("")
+    out = tmp_path / "a"
+    for code, form, where in ((0, "int8", out), (0, "int8", out), (2, "int4", out)):
         with pytest.raises(SystemExit) as stop:
-            cli.main(
-                ["export", "student_mini", "--to", "int8", "--out", str(tmp_path / "a"), *words]
-            )
+            cli.main(["export", "student_mini", "--to", form, "--out", str(where), "--json"])
         assert stop.value.code == code
     said = capsys.readouterr()
-    written = json.loads(said.out.strip().splitlines()[-1])
-    assert written["bytes"] == (tmp_path / "a" / "model.safetensors").stat().st_size
-    assert "holds something already" in said.err
+    first, again = map(json.loads, said.out.strip().splitlines())
+    assert first == again
+    assert first["bytes"] == (out / "model.safetensors").stat().st_size
+    assert "holds something else already" in said.err
+    with pytest.raises(BadInputError, match="holds something else already"):
+        api.export("student_mini", to="int8", out=tmp_path / "full")
 
 
 def test_a_teacher_is_not_exported(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from stillroom import api, registry
 from stillroom.engine.packed import PackedLinear, can_pack
 from stillroom.engine.scene_cache import SceneCache
 from stillroom.records import BadInputError, Question, Scene, asked
+from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
 from stillroom.testing import tiny_questions, tiny_scene
@@ -89,6 +90,37 @@ def test_the_shipped_student_says_in_a_session_what_generate_says() -> None:
         inputs = answerer.processor(images=photos, text=text, return_tensors="pt")
         said = answerer.student.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
         assert answerer.processor.decode(said.tolist()) == session.ask(text)
+
+
+@torch.no_grad()
+def test_the_packed_session_says_what_a_loop_without_any_of_it_says() -> None:
+    # Nothing here is the engine's: no cache, no packing, the mask drawn by hand.
+    folder = registry.locate("student_mini")
+    student = StillroomStudent.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = StillroomProcessor.from_pretrained(folder)
+    photos = [view.rgb for view in api.open_photos(CAPTURE).views]
+    images = torch.from_numpy(processor.images(photos))[None]
+    seen = student.vision_tokens(student.features(images))[0]
+    table, n = student.get_input_embeddings(), len(seen)
+    packed = shipped()
+    session = packed.open_scene(photos)
+    for text in OWN_WORDS[:3]:
+        ids = [*processor.question_ids(text), student.config.bos_token_id]
+        row = torch.cat([seen, student.slots(), table(torch.tensor(ids))])
+        asked_until, said = len(row), list[int]()
+        while len(said) < 12 and student.eos_id not in said:
+            sees = torch.ones(len(row), len(row)).tril()
+            sees[:asked_until, :asked_until] = 1
+            sees[:n, n:] = 0
+            logits = student.language_model(
+                inputs_embeds=row[None],
+                attention_mask=torch.where(sees.bool(), 0.0, -torch.inf)[None, None],
+                position_ids=torch.arange(len(row))[None],
+            ).logits[0, -1]
+            said.append(int(logits.argmax()))
+            row = torch.cat([row, table(torch.tensor(said[-1:]))])
+        (ours,) = packed.student.answer_ids(session.prefix, [ids[:-1]], max_new_tokens=12)
+        assert ours == said
 
 
 def test_many_questions_over_many_scenes_stay_within_a_budget_and_change_no_answer(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stillroom.export.folder import require_free, written_whole
+from stillroom.export.folder import finished, write_record, written_whole
 from stillroom.export.graphs import (
     Most,
     described,
@@ -38,14 +38,16 @@ MOST_WORDS = 256
 def export_executorch(where: Path | str, out: Path) -> dict[str, Any]:
     """Write the student of a folder or hub id to ``out`` as ExecuTorch programs, and try them.
 
-    Returns sizes on disk in bytes, before and after.
+    Returns sizes on disk in bytes, before and after; of an export that is there already, its own.
 
     Raises:
         BadInputError: no student there, one that cannot be exported, ``out`` is taken, ExecuTorch
             is missing, or the programs say something else than the student.
     """
+    done = finished(where, out, "executorch")
+    if done is not None:
+        return done
     _require_executorch()
-    require_free(out)
     student, processor = load(where)
     settings = runtime_settings(student)
     behind = MOST_WORDS + settings["slots"] + settings["max_answer_tokens"]
@@ -59,8 +61,11 @@ def export_executorch(where: Path | str, out: Path) -> dict[str, Any]:
         (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=1) + "\n")
         processor.save_pretrained(folder)
         try_graphs(student, processor, open_programs(folder))
-    written = sum(file.stat().st_size for file in out.iterdir())
-    return {"graphs": list(GRAPHS), "bytes_before": weight_bytes(Path(where)), "bytes": written}
+        written = sum(file.stat().st_size for file in folder.iterdir())
+        before = weight_bytes(Path(where))
+        said = {"graphs": list(GRAPHS), "bytes_before": before, "bytes": written}
+        write_record(folder, where, "executorch", said)
+    return said
 
 
 def open_programs(where: Path | str) -> GraphStudent:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stillroom.export.folder import require_free, written_whole
+from stillroom.export.folder import finished, write_record, written_whole
 from stillroom.export.graphs import (
     described,
     load,
@@ -36,14 +36,16 @@ OUTSIDE_BYTES, ALIGNED = 1_024, 4_096
 def export_onnx(where: Path | str, out: Path) -> dict[str, Any]:
     """Write the student of a folder or hub id to ``out`` as ONNX graphs, and try them.
 
-    Returns sizes on disk in bytes, before and after.
+    Returns sizes on disk in bytes, before and after; of an export that is there already, its own.
 
     Raises:
         BadInputError: no student there, one that cannot be exported, ``out`` is taken, a package is
             missing, or the graphs say something else than the student.
     """
+    done = finished(where, out, "onnx")
+    if done is not None:
+        return done
     _require_packages()
-    require_free(out)
     student, processor = load(where)
     models = {name: _graph(name, student) for name in GRAPHS}
     with written_whole(out) as folder:
@@ -51,8 +53,11 @@ def export_onnx(where: Path | str, out: Path) -> dict[str, Any]:
         (folder / CONFIG_FILE).write_text(json.dumps(runtime_settings(student), indent=1) + "\n")
         processor.save_pretrained(folder)
         try_graphs(student, processor, GraphStudent.from_folder(folder))
-    written = sum(file.stat().st_size for file in out.iterdir())
-    return {"graphs": list(GRAPHS), "bytes_before": weight_bytes(Path(where)), "bytes": written}
+        written = sum(file.stat().st_size for file in folder.iterdir())
+        before = weight_bytes(Path(where))
+        said = {"graphs": list(GRAPHS), "bytes_before": before, "bytes": written}
+        write_record(folder, where, "onnx", said)
+    return said
 
 
 def _graph(name: str, student: StillroomStudent) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stillroom.export.folder import require_free, written_whole
+from stillroom.export.folder import finished, write_record, written_whole
 from stillroom.records import BadInputError
 from stillroom.students.card import CARD_FILE, PROVENANCE_FILE
 from stillroom.students.model import StillroomStudent
@@ -24,14 +24,17 @@ logger = logging.getLogger(__name__)
 def quantise(where: Path | str, out: Path, *, weights: Weights) -> dict[str, Any]:
     """Write the student of a folder or hub id to ``out`` with weights of so many bits.
 
-    What is not quantised is written in bfloat16. Returns sizes on disk in bytes, before and after.
+    What is not quantised is written in bfloat16. Returns sizes on disk in bytes, before and after;
+    of an export that is there already, its own.
 
     Raises:
         BadInputError: no student there, one that is quantised already, ``out`` is taken, or torchao
             is missing.
     """
+    done = finished(where, out, weights)
+    if done is not None:
+        return done
     _require_torchao()
-    require_free(out)
     student: StillroomStudent = StillroomStudent.from_pretrained(where, dtype=torch.float32)
     if student.config.weights != "full":
         raise BadInputError(
@@ -45,8 +48,10 @@ def quantise(where: Path | str, out: Path, *, weights: Weights) -> dict[str, Any
         for name in (PROVENANCE_FILE, CARD_FILE):
             if (Path(where) / name).is_file():
                 shutil.copyfile(Path(where) / name, folder / name)
-    before, after = _bytes(Path(where)), _bytes(out)
-    return {"weights": weights, "bytes_before": before, "bytes": after}
+        before, after = _bytes(Path(where)), _bytes(folder)
+        said = {"weights": weights, "bytes_before": before, "bytes": after}
+        write_record(folder, where, weights, said)
+    return said
 
 
 @torch.no_grad()

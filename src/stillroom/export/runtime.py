@@ -120,8 +120,9 @@ class GraphSession:
         return self.answer([asked(self.scene_id, text)])[0].text
 
     def geometry(self) -> SceneGeometry:
-        """Depth [m] of the photos in ``views``, as the processor cuts them; no boxes."""
-        return SceneGeometry(depth=self._depth, boxes=(), box_scores=())
+        """Depth of the photos in ``views``, as the processor cuts them; no boxes."""
+        unit = self.student.settings.get("depth_unit") or "metre"
+        return SceneGeometry(depth=self._depth, depth_unit=unit, boxes=(), box_scores=())
 
     def _decode(self, prompt: list[int], choices: list[list[int]]) -> list[int]:
         """Ids of the greedy answer, its end included where it came in time."""
@@ -148,6 +149,8 @@ class _Row:
 
     def __init__(self, student: GraphStudent, keys: np.ndarray, values: np.ndarray) -> None:
         self.student, self.length = student, keys.shape[2]
+        #: Positions of the scene, before any question.
+        self.scene = self.length
         self.keys, self.values = keys, values
 
     def read(self, ids: list[int], *, slots: int) -> Float32[np.ndarray, "v"]:
@@ -155,6 +158,11 @@ class _Row:
         settings = self.student.settings
         count, start = len(ids) + slots, self.length
         room = min(settings["positions"] - start - slots, settings.get("words", len(ids)))
+        if len(ids) > room and start > self.scene:
+            raise BadInputError(
+                f"the answer needs more than the {settings['positions']} positions that the graphs "
+                f"were made for, of which the scene takes {self.scene}; ask about fewer photos"
+            )
         if len(ids) > room:
             raise BadInputError(
                 f"the question has {len(ids)} tokens, but beside this scene there is room for "
