@@ -5,6 +5,7 @@ Each imports what it needs when it runs, so that importing this module is cheap.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -839,7 +840,8 @@ def bench_latency(
         scene_count=scene_count,
         progress=progress,
     )
-    record |= {"asked": asked, "meta": run_meta(started)}
+    today = datetime.date.today().isoformat()
+    record |= {"asked": asked, "meta": run_meta(started, date=today)}
     if out is not None:
         write(record, Path(out))
     return record

@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from stillroom.records import (
     Answer,
     BadInputError,
+    DepthUnit,
     Question,
     Scene,
     SceneGeometry,
@@ -121,7 +122,7 @@ class GraphSession:
 
     def geometry(self) -> SceneGeometry:
         """Depth of the photos in ``views``, as the processor cuts them; no boxes."""
-        unit = self.student.settings.get("depth_unit") or "metre"
+        unit: DepthUnit = self.student.settings.get("depth_unit") or "metre"
         return SceneGeometry(depth=self._depth, depth_unit=unit, boxes=(), box_scores=())
 
     def _decode(self, prompt: list[int], choices: list[list[int]]) -> list[int]:
