@@ -27,6 +27,7 @@ from stillroom.engine.packed import (
     is_plain,
     linear,
     pack_anew,
+    packed_weight,
 )
 
 #: Layers that read the same input are made one where their weights together are this small; for
@@ -309,8 +310,14 @@ class _Together:
                 for parts in (weights, biases)
                 if parts
             )
-            self._plain = (weight, bias[0] if bias else None)
-        if packed and self._plain is None and all(one.up_to_date for one in self.layers):
+            joined = (weight, bias[0] if bias else None)
+            if packed:
+                (only, *others) = self.layers
+                done = not others and only.up_to_date
+                self._packed = [(only._packed if done else packed_weight(weight), joined[1])]
+            else:
+                self._plain = joined
+        if packed and not self._packed and all(one.up_to_date for one in self.layers):
             self._packed = [(layer._packed, layer.bias) for layer in self.layers]
         self._sizes = [layer.out_features for layer in self.layers] if ordinary or packed else []
 

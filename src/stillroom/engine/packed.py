@@ -18,6 +18,8 @@ from torch import Tensor, nn
 #: A layer up to this size keeps its plain weight beside the packed one: a single token is faster
 #: with it, and it can still be trained and saved. Larger ones are turned into packed ones.
 KEPT_BYTES = 2 << 20
+#: The largest layer of a decoder that is left alone.
+SMALL_BYTES = 512 << 10
 #: Up to so many rows, and weights of so many bytes, the plain kernel is the faster one in fp32.
 FEW_ROWS, FEW_BYTES = 4, 384 << 10
 
@@ -117,8 +119,8 @@ def pack(
 ) -> int:
     """Pack the linear layers of a model that only answers from now on; how many were packed.
 
-    Small layers inside of ``decoder``, which reads a question's few tokens, are left as they are:
-    that gained nothing in the miniatures (docs/speed.md).
+    A ``decoder``, which reads a question's few tokens, is left as it is if all of its layers are
+    small: packing gained nothing in the miniatures (docs/speed.md).
 
     Nothing happens off a CPU, to quantised or offloaded layers, or without oneDNN. The weight of a
     layer above ``kept_bytes`` is held packed alone, so that no memory is taken twice: it still
@@ -127,11 +129,9 @@ def pack(
     if not can_pack():
         return 0
     shared = _tied(model)
-    few = set() if decoder is None else set(decoder.modules())
+    left = set() if decoder is None or not _is_small(decoder) else set(decoder.modules())
     layers: list[Any] = [
-        module
-        for module in model.modules()
-        if _can_be_packed(module) and (module not in few or _bytes(module) > kept_bytes)
+        module for module in model.modules() if module not in left and _can_be_packed(module)
     ]
     for layer in layers:
         weight = layer.weight
@@ -166,8 +166,9 @@ def _can_be_packed(module: nn.Module) -> bool:
     return weight.device.type == "cpu" and weight.dtype in _DTYPES and weight.numel() > 0
 
 
-def _bytes(layer: Any) -> int:
-    return int(layer.weight.nbytes)
+def _is_small(decoder: nn.Module) -> bool:
+    layers: list[Any] = [one for one in decoder.modules() if _can_be_packed(one)]
+    return max((layer.weight.nbytes for layer in layers), default=0) <= SMALL_BYTES
 
 
 def _tied(model: nn.Module) -> set[int]:
