@@ -79,6 +79,18 @@ def test_few_rows_and_many_give_what_the_unfolded_weight_gives(
         torch.testing.assert_close(layer(x).float(), want, **close)
 
 
+def test_numbers_that_were_packed_are_let_go_when_others_are_loaded() -> None:
+    layer = an_int4().to(torch.bfloat16)
+    pack_quantised(layer)
+    other = an_int4().to(torch.bfloat16)
+    other.weight_int4.random_(0, 256)
+    layer.load_state_dict(other.state_dict())
+    x = torch.randn(3, 64).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), other(x), rtol=2e-2, atol=0.1)
+    assert layer.to("meta")(x.to("meta")).device.type == "meta"
+
+
 def test_sizes_that_a_kernel_does_not_take_are_unfolded() -> None:
     layer = an_int8(inputs=20, outputs=33).to(torch.bfloat16)
     x = torch.randn(3, 20, dtype=torch.bfloat16)

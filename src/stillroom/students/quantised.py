@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from stillroom.engine.packed import identity
+
 Weights = Literal["full", "int8", "int4"]
 
 #: Weights that share a scale and a zero in 4 bits. In 8 bits a row shares one, its zero is 0.
@@ -93,8 +95,9 @@ class Int4Linear(nn.Module):
         self.weight_scale = _scale(*groups)
         self.weight_zero = _buffer(self, "weight_zero", groups, torch.uint8)
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
-        #: What the kernel reads, made when the layer is packed (``pack``).
+        #: What the kernel reads, made when the layer is packed (``pack``), and of which weights.
         self._packed: tuple[Tensor, Tensor] | None = None
+        self._of: list[tuple[Any, ...]] = []
 
     @property
     def numbers(self) -> UInt8[Tensor, "o i"]:
@@ -114,11 +117,17 @@ class Int4Linear(nn.Module):
         both = torch.stack([scale, (8 - self.weight_zero.float()) * scale], dim=-1)
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(self.numbers.int(), 1)
         self._packed = (packed, both.transpose(0, 1).contiguous().to(torch.bfloat16))
+        self._of = self._now()
+
+    def _now(self) -> list[tuple[Any, ...]]:
+        return [identity(one) for one in (self.weight_int4, self.weight_scale, self.weight_zero)]
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """As a linear layer."""
         flat = x.reshape(-1, x.shape[-1])
-        if self._packed is not None and x.dtype == torch.bfloat16 and len(flat) <= FEW_ROWS:
+        few = x.dtype == torch.bfloat16 and len(flat) <= FEW_ROWS
+        # After a move or another checkpoint the packed numbers are no longer the layer's.
+        if few and self._packed is not None and self._of == self._now():
             numbers, scales = self._packed
             said = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, numbers, GROUP, scales)
             said = said if self.bias is None else said + self.bias
