@@ -159,7 +159,7 @@ def see(options: argparse.Namespace, student: StillroomStudent) -> tuple[VisionF
     """Features of one scene and the seconds they took; random ones without the encoder."""
     config = student.config
     if not options.encoder:
-        shape = (1, options.views, config.vision_grid**2, config.vggt.token_width)
+        shape = (1, options.views, config.vision_grid**2, config.encoder_sizes.token_width)
         grid = (1, options.views, config.vision_grid, config.vision_grid)
         tokens = torch.randn(shape, device=options.device)
         return VisionFeatures(tokens=tokens, depth=torch.ones(grid, device=options.device)), 0.0

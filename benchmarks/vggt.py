@@ -43,7 +43,7 @@ from torch import Tensor
 
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_config import VGGTConfig
-from stillroom.students.encoders.vggt_layers import Block
+from stillroom.students.encoders.vggt_layers import Block, pixel_statistics
 
 Pass = Callable[[], Tensor]
 MIB = 2**20
@@ -67,7 +67,7 @@ def plain_tokens(model: VGGT, images: Tensor, attend: Attend) -> list[Tensor]:
     config, aggregator = model.config, model.aggregator
     scenes, views = images.shape[:2]
     rows, columns = (side // config.patch_size for side in images.shape[-2:])
-    mean, std = aggregator.pixel_statistics(images.device)
+    mean, std = pixel_statistics(images.device)
     x = aggregator.patch_embed.patch_embed((images.flatten(0, 1) - mean) / std)
     encoder = aggregator.patch_embed
     table = encoder.position_table(rows, columns)

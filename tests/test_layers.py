@@ -14,8 +14,20 @@ TEACHERS = GROUND | {"text", "engine", "training", "scenes", "teachers"}
 EVALUATE = SCENES | {"text", "evaluate", "verify"}
 DISTILL = STUDENTS | TEACHERS | {"distill"}
 BENCH = DISTILL | EVALUATE | {"recipes", "bench"}
-TOP = {"registry", "api", "asking", "console", "demo", "cli", "cli_bench", "verify", "testing"}
-EVERYTHING = BENCH | TOP
+TOP = {
+    "bench_models",
+    "registry",
+    "api",
+    "asking",
+    "asking_onnx",
+    "console",
+    "demo",
+    "cli",
+    "cli_bench",
+    "verify",
+    "testing",
+}
+EVERYTHING = BENCH | TOP | {"export"}
 
 #: part -> parts it may import. A part may always import itself.
 MAY_IMPORT = {
@@ -31,12 +43,15 @@ MAY_IMPORT = {
     "evaluate": EVALUATE,
     "distill": DISTILL,
     "recipes": DISTILL,
+    "export": STUDENTS,
     "bench": BENCH,
+    "bench_models": EVERYTHING,
     "testing": DISTILL,
     "console": set(),
     "registry": EVERYTHING,
     "api": EVERYTHING,
     "asking": EVERYTHING,
+    "asking_onnx": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
     "cli_bench": EVERYTHING,

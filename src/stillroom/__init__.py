@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stillroom.api import evaluate as evaluate
     from stillroom.api import label as label
     from stillroom.api import make_scenes as make_scenes
+    from stillroom.api import open_model as open_model
     from stillroom.api import open_photos as open_photos
     from stillroom.api import open_scene as open_scene
     from stillroom.api import pretrain_encoder as pretrain_encoder
@@ -43,6 +44,7 @@ _WHERE = {
             "evaluate",
             "label",
             "make_scenes",
+            "open_model",
             "open_photos",
             "open_scene",
             "pretrain_encoder",

@@ -5,6 +5,7 @@ Each imports what it needs when it runs, so that importing this module is cheap.
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -24,14 +25,18 @@ from stillroom.records import (
 )
 
 if TYPE_CHECKING:
+    from stillroom.bench.options import LatencyOptions
     from stillroom.distill.config import DistillConfig
     from stillroom.distill.pretrain_config import PretrainConfig
+    from stillroom.engine.scene_cache import SceneCache
     from stillroom.scenes.importers.detect import Layout
     from stillroom.students.session import StudentSession
     from stillroom.teachers.options import TeacherOptions
     from stillroom.teachers.teach_config import TeachConfig
 
 Progress = Callable[[int, int], None]
+#: Memory that open scenes may take where nobody says how much.
+OPEN_SCENES_BYTES = 1 << 30
 
 
 # Rooms and captures. ----------------------------------------------------------------------------
@@ -343,18 +348,51 @@ def distill(
     )
 
 
-def params(recipe: str) -> dict[str, int]:
+def params(recipe: str, *, quant: Literal["int8", "int4"] | None = None) -> dict[str, int]:
     """Parameters of a recipe's student by part, and their total.
 
+    With ``quant`` also the bytes of each part (``PART_bytes``) once its weights have so many bits.
     Nothing is allocated, and nothing fetched where the parts are published ones.
     """
     from stillroom import recipes, registry
     from stillroom.distill.build import described_student
-    from stillroom.students.parameters import parameter_table
+    from stillroom.students.parameters import parameter_table, weight_bytes
 
     config = recipes.table("distill")[recipe]()
     encoder = registry.locate(config.encoder)
-    return parameter_table(described_student(config, encoder, _language_model(config)))
+    student = described_student(config, encoder, _language_model(config))
+    table = parameter_table(student)
+    if quant is not None:
+        student.weights = quant
+        sizes = parameter_table(student, size_of=weight_bytes)
+        table |= {f"{part}_bytes": size for part, size in sizes.items()}
+    return table
+
+
+def export(
+    model: str, *, to: Literal["int8", "int4", "onnx", "executorch"], out: Path | str
+) -> dict[str, Any]:
+    """Write a student in another form: weights of 8 or 4 bits, ONNX graphs or ExecuTorch programs.
+
+    Returns what was written, with sizes on disk in bytes.
+    """
+    from stillroom import registry
+
+    kind, where = registry.kind_of(model)
+    if kind != "student":
+        raise BadInputError(f"{model!r} is no student; name student_mini, a folder or a hub id")
+    place = registry.locate(where)
+    if to == "onnx":
+        from stillroom.export.onnx import export_onnx
+
+        return export_onnx(place, Path(out))
+    if to == "executorch":
+        from stillroom.export.executorch import export_executorch
+
+        return export_executorch(place, Path(out))
+    from stillroom.export.quantise import quantise
+
+    return quantise(place, Path(out), weights=to)
 
 
 def _language_model(config: DistillConfig) -> Path | str:
@@ -717,6 +755,34 @@ def open_scene(model: str, photos: Path | str) -> StudentSession:
     return StudentAnswerer.from_folder(registry.locate(model)).open(open_photos(photos))
 
 
+def open_model(model: str, *, budget_bytes: int = OPEN_SCENES_BYTES) -> SceneCache:
+    """A student or a LLaVA-3D, loaded once: ``.open(SCENE)`` gives the scene's session.
+
+    Scenes stay open for their next question as long as all of them take at most ``budget_bytes``;
+    those asked for longest ago are closed first.
+    """
+    from stillroom import registry
+    from stillroom.engine.scene_cache import SceneCache
+
+    kind, where = registry.kind_of(model)
+    if kind == "student":
+        from stillroom.students.session import StudentAnswerer
+
+        return SceneCache(
+            StudentAnswerer.from_folder(registry.locate(where)), budget_bytes=budget_bytes
+        )
+    if kind == "llava3d":
+        from stillroom.teachers.llava3d import LLaVA3DTeacher
+
+        return SceneCache(
+            LLaVA3DTeacher.from_folder(registry.locate(where)), budget_bytes=budget_bytes
+        )
+    raise BadInputError(
+        f"{model!r} looks at no scene that could be kept open; name student_mini, teacher_mini, a "
+        "folder or a hub id"
+    )
+
+
 def ask(model: str, photos: Path | str, question: str) -> str:
     """One answer about a folder of photos or a capture."""
     from stillroom.asking import reply
@@ -731,6 +797,54 @@ def verify(
     from stillroom.verify import verify_all
 
     return verify_all(fixtures, kind=kind)
+
+
+def bench_latency(
+    options: LatencyOptions,
+    *,
+    student: str = "student_mini",
+    teacher: str = "teacher_mini",
+    scenes: Path | str | None = None,
+    scene_count: int = 8,
+    random_weights: bool = False,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time teacher and student side by side; the record, with figures in ``out`` if that is named.
+
+    Without ``scenes`` rooms are made. With ``random_weights`` the student is a recipe's name and
+    the teacher "llava3d-7b" or a folder, of which only the sizes count. A record that ``out`` holds
+    of the same models and settings is given back, and nothing measured.
+    """
+    from stillroom import bench_models
+    from stillroom.bench.run import finished, write
+
+    started = time.monotonic()
+    # Scenes are named by where they lie, models by their weights.
+    asked = {
+        "student": student if random_weights else bench_models.identity(student),
+        "teacher": teacher if random_weights else bench_models.identity(teacher),
+        "scenes": None if scenes is None else str(Path(scenes).resolve()),
+        "scene_count": scene_count,
+        "random_weights": random_weights,
+    }
+    found = None if out is None else finished(Path(out), asked, options)
+    if found is not None:
+        return found
+    run = bench_models.run_random if random_weights else bench_models.run_loaded
+    record = run(
+        options,
+        student=student,
+        teacher=teacher,
+        scenes=None if scenes is None else Path(scenes),
+        scene_count=scene_count,
+        progress=progress,
+    )
+    today = datetime.date.today().isoformat()
+    record |= {"asked": asked, "meta": run_meta(started, date=today)}
+    if out is not None:
+        write(record, Path(out))
+    return record
 
 
 def run_meta(started: float, **more: Any) -> dict[str, Any]:

@@ -54,6 +54,8 @@ results
   ablate             train and compare the arms of table2, table3 or slots
   probe              what can be read from a student's slots, and where they look
   ask                ask a model about a folder of photos
+  export             a student with weights of 8 or 4 bits, as ONNX graphs, or for ExecuTorch
+  bench latency      time teacher and student side by side, stage by stage
   params             parameters of a recipe's student, counted without allocating
   verify             a port or a scorer against recorded outputs
   demo               the whole way on the embedded default: what `make demo` runs
@@ -68,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Progress is shown by the bars of the verbs, not by those of the libraries below.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # transformers imports torchao where it is installed, and that tells of each GPU part it lacks.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         sys.exit(_run(words))
     except BadInputError as error:
@@ -629,6 +634,7 @@ def ask(words: Sequence[str]) -> int:
         depth: bool = False,
         diagnose: bool = False,
         control_photos: Path | None = None,
+        runtime: Literal["torch", "onnx"] = "torch",
         out: Path = Path("depth"),
         json: bool = False,
     ) -> dict[str, Any]:
@@ -645,6 +651,7 @@ def ask(words: Sequence[str]) -> int:
             diagnose: Also read the slots out: their likeliest token, beside random slots and other
                 photos. A probe, not an explanation.
             control_photos: With --diagnose: the other photos; default is a made room.
+            runtime: onnx asks what export --to onnx wrote, without torch.
             out: Folder for what --depth writes.
             json: Print one JSON object.
         """
@@ -657,7 +664,10 @@ def ask(words: Sequence[str]) -> int:
     boxes, depth = given["boxes"], given["depth"]
     others = given.pop("control_photos")
     given["control"] = None if others is None else api.open_photos(others)
-    said = asking.reply(given.pop("model"), api.open_photos(given.pop("photos")), **given)
+    reply: Callable[..., asking.Reply] = asking.reply
+    if given.pop("runtime") == "onnx":
+        from stillroom.asking_onnx import reply
+    said = reply(given.pop("model"), api.open_photos(given.pop("photos")), **given)
     written = asking.write_depth(said, out) if depth else []
     if as_json:
         record: dict[str, Any] = {"question": said.question, "answer": said.answer}
@@ -679,21 +689,67 @@ def params(words: Sequence[str]) -> int:
     if words and not words[0].startswith("-") and words[0] not in known:
         raise BadInputError(_unknown("recipe", words[0], known))
 
-    def options(recipe: Positional[RecipeName], /, *, json: bool = False) -> dict[str, Any]:
+    def options(
+        recipe: Positional[RecipeName],
+        /,
+        *,
+        quant: Literal["int8", "int4"] | None = None,
+        json: bool = False,
+    ) -> dict[str, Any]:
         """Parameters of a recipe's student by part, counted without allocating.
 
         Args:
             recipe: Name of a distillation recipe.
+            quant: Also the bytes of each part with weights of so many bits.
             json: Print one flat JSON object.
         """
         return locals()
 
     given = _parse(options, words, "params")
-    table = api.params(given["recipe"])
+    table = api.params(given["recipe"], quant=given["quant"])
     if given["json"]:
         _say(json.dumps(table))
     else:
         _say("\n".join(f"{name:24} {count:>15,}" for name, count in table.items()))
+    return 0
+
+
+def export(words: Sequence[str]) -> int:
+    """Write a student in another form."""
+
+    def options(
+        model: Positional[ModelName],
+        /,
+        *,
+        to: Literal["int8", "int4", "onnx", "executorch"],
+        out: Path,
+        json: bool = False,
+    ) -> dict[str, Any]:
+        """Write a student in another form: weights of 8 or 4 bits (a folder like any other), ONNX
+        graphs for ask --runtime onnx, or programs for ExecuTorch's runtime on a device.
+
+        Args:
+            model: student_mini, a checkpoint folder, or a hub id.
+            to: The form.
+            out: Folder to write.
+            json: Print one JSON object.
+        """
+        return locals()
+
+    from stillroom import api
+
+    given = _parse(options, words, "export")
+    had = given["out"].is_dir() and any(given["out"].iterdir())
+    written = api.export(given["model"], to=given["to"], out=given["out"])
+    if given["json"]:
+        _say(json.dumps(written))
+        return 0
+    before, after = (written[name] / 1e6 for name in ("bytes_before", "bytes"))
+    if had:
+        _say(f"{given['out']} was finished already")
+    _say(
+        f"{given['out']} holds {given['model']} as {given['to']}: {after:,.2f} MB of {before:,.2f}"
+    )
     return 0
 
 
@@ -756,6 +812,8 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "ablate": cli_bench.ablate,
     "probe": cli_bench.probe,
     "ask": ask,
+    "export": export,
+    "bench latency": cli_bench.bench_latency,
     "params": params,
     "verify": verify,
     "demo": demo,

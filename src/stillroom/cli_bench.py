@@ -1,4 +1,7 @@
-"""The verbs that look into students: ``ablate`` and ``probe``. Registered in ``cli.py``."""
+"""The verbs that compare and look into students: ``ablate``, ``probe`` and ``bench latency``.
+
+Registered in ``cli.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from stillroom.bench.options import LatencyOptions
 from stillroom.console import progress_bar
 
 Suite = Annotated[Literal["table2", "table3", "slots"], tyro.conf.arg(metavar="SUITE")]
@@ -145,4 +149,49 @@ def probe(words: Sequence[str]) -> int:
             cli._say(f"{given['out']} was finished already")
         cli._say(best_table(record).markdown())
         cli._say(str(given["out"] / "PROBE.html"))
+    return 0
+
+
+def bench_latency(words: Sequence[str]) -> int:
+    """Time teacher and student."""
+
+    def options(
+        *,
+        student: str = "student_mini",
+        teacher: str = "teacher_mini",
+        scenes: Path | None = None,
+        scene_count: int = 8,
+        random_weights: bool = False,
+        out: Path | None = None,
+        json: bool = False,
+        options: Annotated[LatencyOptions, tyro.conf.arg(name="")] = LatencyOptions(),  # noqa: B008
+    ) -> dict[str, Any]:
+        """Time teacher and student on the same scenes and questions, in turns: a scene's first
+        question and later ones, stage by stage, beside what the machine can do at best. Ends with
+        one line of JSON.
+
+        Args:
+            student: student_mini, a checkpoint folder or a hub id; with --random-weights a recipe.
+            teacher: teacher_mini or llava3d:WHERE; with --random-weights llava3d-7b or a folder.
+            scenes: Scene store; without one, rooms are made.
+            scene_count: Scenes that are looked at.
+            random_weights: Noise instead of weights, at the sizes named: nothing is fetched.
+            out: Folder for latency.json and the figures.
+            json: Print the line of JSON alone.
+        """
+        return locals()
+
+    from stillroom import api, cli
+
+    given = cli._parse(options, words, "bench latency")
+    as_json = given.pop("json")
+    had = given["out"] is not None and (given["out"] / "latency.json").is_file()
+    with progress_bar("measuring") as progress:
+        record = api.bench_latency(given.pop("options"), **given, progress=progress)
+    if not as_json:
+        from stillroom.bench.latency import lines
+
+        state = [f"{given['out']} was finished already"] if had else []
+        cli._say("\n".join([*state, *lines(record)]))
+    cli._say(json.dumps(record))
     return 0

@@ -275,17 +275,23 @@ def parameters(name: str) -> int | None:
 
 
 def count_parameters(folder: Path) -> int:
-    """Numbers in a folder's safetensors, read from their headers."""
+    """Numbers in a folder's safetensors, read from their headers.
+
+    Of quantised weights the numbers that they stand for count, and not their scales.
+    """
     from safetensors import SafetensorError, safe_open
 
     total = 0
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="np") as tensors:
-                shapes = [tensors.get_slice(key).get_shape() for key in tensors.keys()]  # noqa: SIM118
+                shapes = {key: tensors.get_slice(key).get_shape() for key in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise BadInputError(f"{file} is truncated or damaged ({error})") from None
-        total += sum(math.prod(shape) for shape in shapes)
+        for name, shape in shapes.items():
+            if not name.endswith(("weight_scale", "weight_zero")):
+                # Two numbers of 4 bits share a byte.
+                total += math.prod(shape) * (2 if name.endswith("weight_int4") else 1)
     return total
 
 

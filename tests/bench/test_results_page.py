@@ -77,6 +77,44 @@ def evaluation(seed: int, score: float, recipe: str = "mini_cpu") -> dict[str, A
     }
 
 
+TIMES = ("total_ms", "see_ms", "read_ms", "per_token_ms")
+
+
+def latency() -> dict[str, Any]:
+    """What ``stillroom bench latency`` writes of a student and its teacher."""
+
+    def model(role: str, factor: float) -> dict[str, Any]:
+        times = {name: {"median": factor * 5.0, "p95": factor * 6.0} for name in TIMES}
+        return {
+            "name": f"{role}_mini",
+            "parameters": int(factor * 1_500_000),
+            "weight_bytes": int(factor * 6_000_000),
+            "peak_bytes": int(factor * 9_000_000) if role == "student" else None,
+            "views": 6,
+            "scene_tokens": 384,
+            "cold": times,
+            "warm": times,
+            "extrapolated": {"views": 20 if role == "teacher" else 8},
+        }
+
+    return {
+        "kind": "latency",
+        "models": {"teacher": model("teacher", 4.0), "student": model("student", 1.0)},
+        "ratio": {"cold": 4.0, "warm": 3.5},
+        "ratio_as_asked": {"cold": 3.25, "warm": 3.125},
+        "ratio_extrapolated": {"cold": 8.72, "warm": 9.5},
+        "parameter_ratio": 4.0,
+        "answers_equal": False,
+        "answers_compared": {
+            "teacher": {"equal": 95, "of": 96},
+            "student": {"equal": 96, "of": 96},
+        },
+        "device": {"name": "a processor", "device": "cpu", "dtype": "float32", "threads": 2},
+        "options": {"question_tokens": 32, "tokens": 64, "repeats": 20},
+        "meta": {"commit": "abc1234"},
+    }
+
+
 def write(folder: Path, name: str, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(record))
@@ -96,14 +134,7 @@ def docs(tmp_path: Path) -> Path:
     write(tmp_path / "docs" / "results", "slots.json", slots)
     write(tmp_path / "docs" / "results", "seed0.json", evaluation(0, 0.80))
     write(tmp_path / "docs" / "results", "seed1.json", evaluation(1, 0.84))
-    speed = {"parameters": 1_670_000, "bytes": 3_300_000, "p95_ms": 25.0, "n": 50}
-    rows = {"student": speed | {"median_ms": 20.0}, "teacher": speed | {"median_ms": 174.4}}
-    rows["teacher"]["bytes"] = 11_700_000
-    write(
-        tmp_path / "docs" / "results",
-        "speed.json",
-        {"kind": "latency", "rows": rows, "meta": {"commit": "abc1234"}},
-    )
+    write(tmp_path / "docs" / "results", "speed.json", latency())
     return tmp_path / "docs"
 
 
@@ -129,7 +160,13 @@ def test_every_table_has_its_figures_with_n_seeds_interval_and_commit(docs: Path
     # II and III are not there yet, and say so.
     assert text.count("No committed record yet.") == 2
     # IV: ratios are computed.
-    assert "8.72 times as fast and 3.55 times as small" in text
+    assert "a processor, 2 threads, float32; questions of 32 and answers of 64 tokens" in text
+    assert "The student is 4.00 times as fast cold and 3.50 times warm." in text
+    assert "On real questions it is 3.25 times as fast cold and 3.12 times warm." in text
+    assert "to 20 and 8 photos it is 8.72 times as fast cold and 9.50 times warm." in text
+    assert "191 of 192 answers of sessions are those of the models' own forward." in text
+    assert "| teacher: teacher_mini | 6.00 M | 24.0 MB | - | 6 / 384 | 20.00 (24.00) |" in text
+    assert "| student: student_mini | 1.50 M | 6.0 MB | 9.0 MB | 6 / 384 | 5.00 (6.00) |" in text
     # V.
     assert "| best | Describe \\| the room. | a room | a room | 1.00 | 0.90 | - | 2 / 2 |" in text
     assert "| length ratio | 0.330 (0.310 to 0.350) | 0.430 | 40 |" in text

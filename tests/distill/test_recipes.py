@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_world import write_llama_tokenizer, write_qwen, write_world
+from tiny_world import write_depth_anything, write_llama_tokenizer, write_qwen, write_world
 
 from stillroom import api, recipes
 from stillroom.distill.config import DistillConfig
@@ -31,6 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = write_world(tmp_path_factory.mktemp("world"), signals=("answers",))
     write_llama_tokenizer(home / "llama")
     write_qwen(home / "qwen")
+    write_depth_anything(home / "da3")
     return home
 
 
@@ -59,8 +60,9 @@ def scaled(config: DistillConfig, world: Path) -> DistillConfig:
             detection_width=32,
             detection_layers=1,
             relation_width=8,
+            image_size=0,
         ),
-        encoder=str(world / "encoder"),
+        encoder=str(world / ("da3" if "DA3" in config.encoder else "encoder")),
         tokenizer=str(world / "llama") if config.tokenizer else "",
         language_model=str(world / "qwen") if config.language_model else "",
         features=str(world / "features"),
@@ -134,7 +136,12 @@ def test_the_papers_student_counts_what_the_paper_counts() -> None:
 
 
 def test_the_edge_student_has_qwens_half_billion() -> None:
-    assert api.params("edge")["language_model"] == 494_032_768
+    table = api.params("edge")
+    assert table["language_model"] == 494_032_768
+    # Depth Anything 3 Small's trunk: DINOv2 ViT-S without its mask, with two camera tokens and
+    # norms of q and k in eight blocks.
+    assert table["encoder"] == 22_056_576 - 384 + 2 * 384 + 8 * 4 * 64
+    assert table["total"] < 525_000_000
 
 
 def test_every_row_of_the_papers_tables_and_of_the_slots_controls_is_a_recipe() -> None:

@@ -769,7 +769,7 @@ class OtherUnit:
         self.encoder = self
 
     def encode(self, images: torch.Tensor, rounds: Any, **_: Any) -> VGGTOutput:
-        tokens = torch.zeros(*images.shape[:2], self.config.vggt.special_tokens + 16, 8)
+        tokens = torch.zeros(*images.shape[:2], self.config.encoder_sizes.special_tokens + 16, 8)
         return VGGTOutput(tokens=dict.fromkeys(rounds, tokens), depth=self.depth)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import tokenizers
 import torch
+from safetensors.torch import save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from stillroom.records import Signal
+from stillroom.students.encoders.depth_anything import DepthAnything, DepthAnythingConfig
 from stillroom.students.encoders.vggt import VGGT
 from stillroom.students.encoders.vggt_load import save_vggt
 from stillroom.teachers.label import label_scenes
@@ -38,6 +40,16 @@ def write_world(home: Path, *, signals: tuple[Signal, ...] = ("answers", "topk_l
     )
     save_vggt(VGGT(tiny_encoder_config(), seed=0), home / "encoder")
     return home
+
+
+def write_depth_anything(folder: Path) -> Path:
+    """A random Depth Anything 3 of six blocks of 16, with a head beside it."""
+    config = DepthAnythingConfig(width=16, heads=2, depth=6, alternate_from=2, image_size=28)
+    trunk = DepthAnything(config, seed=0)
+    state = {f"model.backbone.pretrained.{k}": v for k, v in trunk.state_dict().items()}
+    folder.mkdir(parents=True)
+    save_file(state | {"model.head.norm.weight": torch.ones(3)}, folder / "model.safetensors")
+    return folder
 
 
 def write_llama_tokenizer(folder: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,17 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from stillroom.engine.generate import PIECE_TOKENS, _pieces, _Row, greedy, greedy_scenes
+from stillroom.engine import generate, graphs
+from stillroom.engine.choosing import Chooser
+from stillroom.engine.decoder import LeanDecoder, decoder_of, forget_weights
+from stillroom.engine.generate import (
+    PIECE_TOKENS,
+    _Ends,
+    _pieces,
+    _Row,
+    greedy,
+    greedy_scenes,
+)
 from stillroom.engine.mask import Kind, Visibility, attention_mask
 from stillroom.engine.packing import Packed, pack_questions, stack_rows
 from stillroom.engine.prefix import decoder_states, prefill
@@ -130,19 +142,211 @@ def test_an_ended_question_stops_and_the_others_go_on(lm: PreTrainedModel) -> No
 
 def test_what_has_ended_is_forgotten_once_it_is_most_of_a_row() -> None:
     lm = language_model("neox")
-    prompts = prompts_of(lm, [QUESTIONS[0]] * 8)
-    row = _Row(lm, prefill(lm, vision(), visibility="prefix"), prompts, [()] * 8)
-    whole, n = len(row.kind), vision().shape[1]
-    row.forget(range(7))
-    assert len(row.kind) == whole  # little would be saved
-    row.forget([3])
-    assert row.kind.tolist() == [int(Kind.V)] * n + [int(Kind.Q)] * len(prompts[0])
-    assert set(row.segment[n:].tolist()) == {4}
-    assert row.cache.get_seq_length() == n + len(prompts[0])
-    # What is left goes on as it would have alone.
-    alone = _Row(lm, prefill(lm, vision(), visibility="prefix"), prompts[:1], [()])
-    token = torch.tensor([9])
-    torch.testing.assert_close(row.extend([3], token), alone.extend([0], token))
+    prompts = prompts_of(lm, [QUESTIONS[0], *QUESTIONS[:1] * 6, QUESTIONS[2]])
+    ends = _Ends(most=4, eos_id=-1, topk=0, scored=False)
+    n = vision().shape[1]
+    with torch.no_grad():
+        row = _Row(lm, prefill(lm, vision(), visibility="prefix"), prompts, [()] * 8, ends)
+        whole = row.cache.length
+        row.keep(torch.arange(7))
+        assert row.cache.length == whole  # little would be saved
+        row.keep(torch.tensor([3]))
+        assert row.cache.length == n + len(prompts[3])
+        assert row.mask is None
+        assert row.next.tolist() == [n + len(prompts[3])]
+        # What is left goes on as it would have alone.
+        prefix = prefill(lm, vision(), visibility="prefix")
+        alone = _Row(lm, prefix, prompts[3:4], [()], ends)
+        token = torch.tensor([9])
+        torch.testing.assert_close(row.extend(token), alone.extend(token))
+
+
+@pytest.mark.parametrize("visibility", ALL)
+def test_the_models_own_forward_says_the_same(lm: PreTrainedModel, visibility: Visibility) -> None:
+    prompts = prompts_of(lm, QUESTIONS)
+    said = []
+    for plain in (True, False):
+        prefix = prefill(lm, vision(), visibility=visibility, plain=plain)
+        settings = {"visibility": visibility, "max_new_tokens": 7, "eos_id": -1, "topk": 5}
+        said.append(greedy(lm, prefix, prompts, plain=plain, **settings))
+    for one, other in zip(*said, strict=True):
+        assert one.ids == other.ids
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+        np.testing.assert_allclose(one.topk_logits, other.topk_logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(one.topk_ids, other.topk_ids)
+
+
+@pytest.mark.parametrize("visibility", ALL)
+@pytest.mark.parametrize("scenes", [1, 2])
+def test_steps_that_know_no_length_on_the_host_say_the_same(
+    lm: PreTrainedModel, visibility: Visibility, scenes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is recorded as a CUDA graph runs here unrecorded, with all its tensors in their places.
+    views = [vision(), 2 * vision()[:, :3]][:scenes]
+    choices = [(), [[20, 21, EOS], [20, 22, EOS], [25, EOS]], (), [[30, 31, EOS], [30, EOS]]]
+    for allowed, eos in (([()] * len(QUESTIONS), -1), (choices, EOS)):
+        said = []
+        for recorded in (False, True):
+            monkeypatch.setattr(generate, "_recordable", lambda row, ends, on=recorded: on)
+            asked = [
+                (prefill(lm, v, visibility=visibility), prompts_of(lm, QUESTIONS), allowed)
+                for v in views
+            ]
+            together = greedy_scenes(
+                lm,
+                asked,
+                visibility=visibility,
+                max_new_tokens=11,
+                eos_id=eos,
+                scored=False,
+            )
+            said.append([[answer.ids for answer in scene] for scene in together])
+        assert said[0] == said[1]
+        assert len({tuple(ids) for scene in said[0] for ids in scene}) > 2
+
+
+def test_a_recorded_step_reads_no_table_that_a_longer_row_replaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lm = language_model("neox")
+    settings = {"visibility": "prefix", "max_new_tokens": 5, "eos_id": -1}
+    prompts = prompts_of(lm, QUESTIONS)
+    plain = prefill(lm, vision(), visibility="prefix", plain=True)
+    expected = greedy(lm, plain, prompts, plain=True, **settings)
+    monkeypatch.setattr(generate, "_recordable", lambda row, ends: True)
+    advance = graphs.StepGraph.advance
+
+    def alone(self: graphs.StepGraph, steps: int) -> None:
+        # A graph replays addresses: what lies elsewhere by now is not what it reads.
+        with mock.patch.object(LeanDecoder, "_table", side_effect=AssertionError("shared")):
+            advance(self, steps)
+
+    monkeypatch.setattr(graphs.StepGraph, "advance", alone)
+    prefix = prefill(lm, vision(), visibility="prefix")
+    said = greedy(lm, prefix, prompts, scored=False, **settings)
+    assert [one.ids for one in said] == [one.ids for one in expected]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_steps_on_a_gpu_say_what_the_models_own_forward_says(lm: PreTrainedModel) -> None:
+    lm.cuda()
+    settings = {"visibility": "prefix", "max_new_tokens": 9, "eos_id": -1}
+    prompts = [prompt.cuda() for prompt in prompts_of(lm, QUESTIONS)]
+    # The third scene is longer than the table of angles, which is replaced; then the first again.
+    for n in (6, 9, 2_500, 6):
+        seen = vision(n).cuda()
+        said = [
+            greedy(
+                lm,
+                prefill(lm, seen, visibility="prefix", plain=plain),
+                prompts,
+                plain=plain,
+                scored=False,
+                **settings,
+            )
+            for plain in (True, False)
+        ]
+        assert [one.ids for one in said[0]] == [one.ids for one in said[1]]
+    decoder = decoder_of(lm)
+    assert isinstance(decoder, LeanDecoder)
+    assert any(step.graph is not None for step in decoder.graphs.values())
+
+
+def test_recorded_steps_of_the_same_shape_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = language_model("neox")
+    monkeypatch.setattr(generate, "_recordable", lambda row, ends: True)
+    settings = {"visibility": "prefix", "max_new_tokens": 5, "eos_id": EOS, "scored": False}
+    with mock.patch.object(graphs, "StepGraph", wraps=graphs.StepGraph) as made:
+        for questions in (QUESTIONS[:1], QUESTIONS[1:2], QUESTIONS[:1]):
+            prefix = prefill(lm, vision(), visibility="prefix")
+            greedy(lm, prefix, prompts_of(lm, questions), **settings)
+    assert made.call_count == 1
+
+
+def test_nothing_is_read_for_an_answer_that_one_choice_is_left_to(lm: PreTrainedModel) -> None:
+    prompts = prompts_of(lm, QUESTIONS[:1])
+    long = list(range(3, 20))
+    settings = {"visibility": "prefix", "max_new_tokens": 30, "eos_id": EOS}
+    for choices, reads in (([[long[0], *long, EOS], [25, EOS]], 1), ([[25, EOS]] * 2, 1)):
+        prefix = prefill(lm, vision(), visibility="prefix")
+        slow = greedy(lm, prefix, prompts, choices=[choices], **settings)
+        with mock.patch.object(
+            LeanDecoder, "read", autospec=True, side_effect=LeanDecoder.read
+        ) as read:
+            fast = greedy(lm, prefix, prompts, choices=[choices], scored=False, **settings)
+        assert fast[0].ids == slow[0].ids
+        assert read.call_count == reads
+    cut = greedy(
+        lm,
+        prefix,
+        prompts,
+        choices=[[[25, 26, 27, EOS]]],
+        scored=False,
+        **settings | {"max_new_tokens": 2},
+    )
+    assert cut[0].ids == [25, 26]
+
+
+def test_of_equally_likely_choices_the_one_with_the_least_id_is_said() -> None:
+    chooser = Chooser([[[9, 2], [4, 2], [7, 2]], (), [[5, 6], [5, 8]]], "cpu")
+    assert chooser.pick(torch.zeros(3, 12), 0).tolist() == [4, 0, 5]
+    logits = torch.zeros(3, 12)
+    logits[:, 6] = -1.0
+    assert chooser.pick(logits, torch.tensor([1])).tolist() == [2, 0, 8]
+
+
+def test_rows_of_a_prefix_share_its_memory_one_at_a_time() -> None:
+    lm = language_model("neox")
+    prefix = prefill(lm, vision(), visibility="prefix")
+    first = prefix.row(10)
+    second = prefix.row(10)
+    here = prefix.layers[0][0].data_ptr()
+    assert first.layers()[0][0].data_ptr() == here
+    assert second.layers()[0][0].data_ptr() != here
+    del first
+    assert prefix.row(20).layers()[0][0].data_ptr() == here
+    # What many questions need besides is not the scene's to keep.
+    held = prefix.nbytes
+    assert prefix.row(1_000).room >= 1_006
+    assert prefix.nbytes == held
+
+
+def test_two_decodings_of_one_prefix_at_once_do_not_touch_each_other() -> None:
+    lm = language_model("neox")
+    prefix = prefill(lm, vision(), visibility="prefix")
+    prompts = prompts_of(lm, QUESTIONS)
+    settings = {"visibility": "prefix", "max_new_tokens": 5, "eos_id": -1}
+    alone = [answer.ids for answer in greedy(lm, prefix, prompts, **settings)]
+    # Chunks of one: four rows of the same prefix are decoded side by side.
+    asked = [(prefix, prompts, ())]
+    together = greedy_scenes(lm, asked, chunk=1, joined_tokens=10_000, **settings)[0]
+    assert [answer.ids for answer in together] == alone
+
+
+def test_weights_that_change_are_read_anew(lm: PreTrainedModel) -> None:
+    prompts = prompts_of(lm, QUESTIONS)
+    settings = {"visibility": "prefix", "max_new_tokens": 6, "eos_id": -1}
+
+    def said(plain: bool) -> list[list[int]]:
+        prefix = prefill(lm, vision(), visibility="prefix", plain=plain)
+        return [answer.ids for answer in greedy(lm, prefix, prompts, plain=plain, **settings)]
+
+    before = said(plain=False)
+    with torch.no_grad():
+        for parameter in lm.base_model.layers.parameters():
+            parameter.mul_(-1.3)
+    assert said(plain=False) == said(plain=True) != before
+    # Exchanged behind the parameters' backs, as a move to another device does it.
+    for parameter in lm.base_model.layers.parameters():
+        parameter.data = parameter.data * -0.8
+    again = said(plain=True)
+    assert said(plain=False) == again != before
+    # Written through .data: nobody can see that, it has to be said.
+    for parameter in lm.base_model.layers.parameters():
+        parameter.data.mul_(-1.3)
+    forget_weights(lm)
+    assert said(plain=False) == said(plain=True) != again
 
 
 @pytest.mark.parametrize("visibility", ["prefix", "causal"])

@@ -156,7 +156,7 @@ def test_a_session_tells_boxes_in_the_frame_of_the_first_photo(
         student.detector.kind.weight.zero_()
         student.detector.kind.bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))
         student.detector.box.weight.zero_()
-    session = StudentAnswerer(student, processor).open_photos(photos)
+    session = StudentAnswerer(student, processor).open_scene(photos)
     geometry = session.geometry()
     assert [name for name, _ in geometry.boxes] == ["table"] * 5
     np.testing.assert_allclose(geometry.boxes[0][1].center, START[:3], atol=1e-6)
@@ -168,6 +168,6 @@ def test_a_session_tells_boxes_in_the_frame_of_the_first_photo(
 def test_a_student_without_a_detector_tells_no_boxes(
     make_student: Make, processor: StillroomProcessor, photos: list[np.ndarray]
 ) -> None:
-    geometry = StudentAnswerer(make_student(), processor).open_photos(photos).geometry()
+    geometry = StudentAnswerer(make_student(), processor).open_scene(photos).geometry()
     assert geometry.boxes == ()
     assert geometry.box_scores == ()

@@ -88,7 +88,7 @@ def test_geometry_is_a_positive_depth_per_view(
 def test_any_number_of_photos_will_do(
     answerer: StudentAnswerer, photos: list[np.ndarray], count: int
 ) -> None:
-    session = answerer.open_photos((photos * 3)[:count])
+    session = answerer.open_scene((photos * 3)[:count])
     assert session.views == ((0, 1, 3, 4) if count == 6 else tuple(range(count)))
     assert isinstance(session.ask("Is it warm?"), str)
 
@@ -98,7 +98,7 @@ def test_other_photos_may_give_other_answers(answerer: StudentAnswerer) -> None:
     answers = set()
     for _ in range(4):
         photo = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
-        answers.add(answerer.open_photos([photo, 255 - photo]).ask("What is this?"))
+        answers.add(answerer.open_scene([photo, 255 - photo]).ask("What is this?"))
     assert len(answers) > 1
 
 

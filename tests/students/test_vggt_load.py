@@ -137,7 +137,7 @@ def test_damaged_files_are_bad_input(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="truncated"):
         load_vggt(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInputError, match="holds no VGGT weights"):
+    with pytest.raises(BadInputError, match="holds no encoder weights"):
         load_vggt(tmp_path / "empty")
     torch_file = tmp_path / "model.pt"
     torch_file.write_bytes(b"not a pickle")

@@ -5,9 +5,9 @@
 
 Read are, whatever their names, the ``ABLATION.json`` of ``stillroom ablate`` (tables II, III and
 the slots), the ``results.json`` of ``stillroom evaluate`` with a teacher (tables I and V), and
-records of kind "latency" (table IV): ``{"kind": "latency", "rows": {NAME: {"parameters", "bytes",
-"median_ms", "p95_ms", "n"}}, "meta": {...}}`` with rows named student and teacher. A table without
-its record says so; no figure stands here that is not in one of the files.
+the ``latency.json`` of ``stillroom bench latency`` or the file that ``benchmarks/latency_mini.py
+--out`` writes (table IV). A table without its record says so; no figure stands here that is not in
+one of the files.
 """
 
 from __future__ import annotations
@@ -359,30 +359,66 @@ def slots_paragraph(record: Mapping[str, Any]) -> str:
 
 
 def _table_four(file: str, record: Mapping[str, Any]) -> str:
-    rows = record["rows"]
-    lines = [
+    """A row a model; each time is the median and, in brackets, the 95th percentile."""
+    options, device, models = record["options"], record["device"], record["models"]
+    rows = [
         [
-            name,
-            f"{row['parameters'] / 1e6:.2f} M",
-            f"{row['bytes'] / 1e6:.2f} MB",
-            f"{row['median_ms']:.1f}",
-            f"{row['p95_ms']:.1f}",
-            f"{1000 / row['median_ms']:.2f}",
-            str(row["n"]),
+            f"{role}: {one['name']}",
+            f"{one['parameters'] / 1e6:,.2f} M",
+            f"{one['weight_bytes'] / 1e6:,.1f} MB",
+            "-" if one["peak_bytes"] is None else f"{one['peak_bytes'] / 1e6:,.1f} MB",
+            f"{one['views']} / {one['scene_tokens']}",
+            *(_milliseconds(one["cold"][f"{stage}_ms"]) for stage in ("total", "see", "read")),
+            *(_milliseconds(one["warm"][f"{stage}_ms"]) for stage in ("total", "per_token")),
         ]
-        for name, row in rows.items()
+        for role, one in models.items()
     ]
-    note = ""
-    if {"student", "teacher"} <= set(rows):
-        small, large = rows["student"], rows["teacher"]
-        note = (
-            f"The student is {large['median_ms'] / small['median_ms']:.2f} times as fast and "
-            f"{large['bytes'] / small['bytes']:.2f} times as small; on the same device, in the "
-            "same precision."
+    said = [
+        f"{device['name']}, {device['threads']} threads, {device['dtype']}"
+        if device["device"] == "cpu"
+        else f"{device['name']}, {device['dtype']}",
+        f"questions of {options['question_tokens']} and answers of {options['tokens']} tokens",
+        f"{options['repeats']} rounds in turns",
+        *(["random weights"] if record.get("random_weights") else []),
+    ]
+    told = [f"{'; '.join(said)}.", _times_as_fast(record, "ratio", "The student is")]
+    if "ratio_as_asked" in record:
+        told.append(_times_as_fast(record, "ratio_as_asked", "On real questions it is"))
+    if "ratio_extrapolated" in record:
+        far = {role: one.get("extrapolated", one)["views"] for role, one in models.items()}
+        told.append(
+            _times_as_fast(
+                record,
+                "ratio_extrapolated",
+                f"Extrapolated by operations to {far['teacher']} and {far['student']} photos it is",
+            )
         )
-    head = ["model", "parameters", "checkpoint", "median [ms]", "p95 [ms]", "per second", "n"]
-    table = Table(title=file.removesuffix(".json"), note=note, head=head, rows=lines)
+    told.append(f"It has {record['parameter_ratio']:.2f} times fewer parameters.")
+    if "answers_equal" in record:
+        counts = record["answers_compared"].values()
+        told.append(
+            f"{sum(one['equal'] for one in counts)} of {sum(one['of'] for one in counts)} answers "
+            "of sessions are those of the models' own forward."
+        )
+    head = ["model", "parameters", "weights", "peak memory", "photos / tokens", "cold [ms]"]
+    table = Table(
+        title=file.removesuffix(".json"),
+        note=" ".join(told),
+        head=[*head, "of it: see", "read", "warm [ms]", "a token [ms]"],
+        rows=rows,
+    )
     return table.markdown(level=3) + _made(file, record["meta"])
+
+
+def _milliseconds(entry: Mapping[str, float] | None) -> str:
+    if entry is None:
+        return "not told"
+    return f"{entry['median']:,.2f} ({entry['p95']:,.2f})"
+
+
+def _times_as_fast(record: Mapping[str, Any], key: str, begin: str) -> str:
+    ratio = record[key]
+    return f"{begin} {ratio['cold']:.2f} times as fast cold and {ratio['warm']:.2f} times warm."
 
 
 def _table_five(file: str, record: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from stillroom.engine.initial import begin_copying, match_queries
 from stillroom.records import BadInputError, DepthUnit
 from stillroom.scenes.rooms import CATEGORIES
 from stillroom.students.config import StillroomConfig, neox_config
-from stillroom.students.encoders.vggt import VGGTConfig
-from stillroom.students.encoders.vggt_load import encoder_config, load_vggt, made_by_us
+from stillroom.students.encoders.load import EncoderConfig, encoder_config, load_encoder
+from stillroom.students.encoders.vggt_load import made_by_us
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.teachers.measures import MEASURES
@@ -48,7 +48,7 @@ _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermedia
 
 def student_config(
     config: DistillConfig,
-    encoder: VGGTConfig,
+    encoder: EncoderConfig,
     text: PretrainedConfig,
     tokenizer: Tokenizer | None = None,
     *,
@@ -72,7 +72,7 @@ def student_config(
         slot_count=config.slots.used,
         slot_position=config.slots.position,
         visibility=config.mask,
-        image_size=encoder.image_size,
+        image_size=size.image_size or encoder.image_size,
         max_views=size.max_views,
         blind=not config.vision,
         train_depth_head=config.losses.depth_head,
@@ -274,10 +274,10 @@ def _fresh(
         if language_model
         else language_config(config.student, words)
     )
-    vggt = load_vggt(encoder, heads=KEPT_HEADS)
+    seen_by = load_encoder(encoder, heads=KEPT_HEADS)
     built = student_config(
         config,
-        vggt.config,
+        seen_by.config,
         text,
         words,
         feature_width=feature_width,
@@ -294,7 +294,7 @@ def _fresh(
         if config.student.rotary_share == 1.0:
             begin_copying(student.language_model)
     # Taken as they are, not copied: an encoder of a billion parameters lies in memory once.
-    student.encoder.load_state_dict(vggt.state_dict(), assign=True)
+    student.encoder.load_state_dict(seen_by.state_dict(), assign=True)
     student.freeze()
     processor = StillroomProcessor(
         image_size=built.image_size, max_views=built.max_views, tokenizer=words
@@ -310,7 +310,7 @@ def _gone_on_with(config: DistillConfig) -> tuple[StillroomStudent, StillroomPro
     has = student.config
     # A copy: a config that joins another one is changed by it, and this one is in use.
     text = copy.deepcopy(has.language_model)
-    wanted = student_config(config, has.vggt, text, processor.tokenizer)
+    wanted = student_config(config, has.encoder_sizes, text, processor.tokenizer)
     compared = {name: (getattr(has, name), getattr(wanted, name)) for name in _DESCRIBED}
     sizes = language_config(config.student).to_dict()
     compared |= {name: (getattr(has.language_model, name), sizes[name]) for name in _SIZES}

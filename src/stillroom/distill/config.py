@@ -39,6 +39,9 @@ class StudentSizes:
     vision_pool: Literal["grid", "mean"] = "grid"
     # Of more photos than this, so many are looked at, evenly spread.
     max_views: int = 8
+    # Photos become squares of this many pixels, a multiple of the encoder's patch; 0 is the size
+    # that the encoder was trained with. Time and tokens of the encoder grow with the area.
+    image_size: int = 0
     # The detector, where losses.detection asks for one: how many guesses (more than things in any
     # scene), its width (a multiple of 32), its layers.
     detection_queries: int = 16

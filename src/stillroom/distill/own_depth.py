@@ -21,7 +21,7 @@ from stillroom.geometry.poses import is_rigid
 from stillroom.records import BadInputError, Scene
 from stillroom.students.connector import VisionFeatures, pool_features
 from stillroom.students.encoders.vggt_camera import decode_pose, invert_w2c
-from stillroom.students.encoders.vggt_config import Head
+from stillroom.students.encoders.vggt_config import Head, VGGTConfig
 from stillroom.students.encoders.vggt_load import encoder_config, load_vggt
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ class ScaledDepth:
         Raises:
             BadInputError: the encoder has no depth head.
         """
-        config, head = self.student.config, self._camera_head
-        if not config.vggt.depth_head:
+        config, sizes = self.student.config, self.student.config.encoder_sizes
+        if not (isinstance(sizes, VGGTConfig) and sizes.depth_head):
             raise BadInputError(
                 "losses.pairs_from own needs an encoder with a depth head; take measured"
             )
-        last = config.vggt.rounds - 1
+        head, last = self._camera_head, sizes.rounds - 1
         rounds = {config.round_read} if head is None else {config.round_read, last}
         out = self.student.encoder.encode(photos, rounds, heads=_DEPTH, tokens="all")
         assert out.depth is not None
@@ -74,9 +74,9 @@ class ScaledDepth:
             depth = out.depth[place].float().cpu().numpy()
             self._seen[scene_id] = (depth, None if codes is None else codes[place])
         return pool_features(
-            out.tokens[config.round_read][:, :, config.vggt.special_tokens :],
+            out.tokens[config.round_read][:, :, sizes.special_tokens :],
             out.depth,
-            rows=photos.shape[-2] // config.vggt.patch_size,
+            rows=photos.shape[-2] // sizes.patch_size,
             grid=config.vision_grid,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,33 +13,68 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from stillroom.engine.cache import KeyValues
+from stillroom.engine.decoder import decoder_of
 from stillroom.engine.mask import Kind, Visibility, attention_mask, for_attention
 from stillroom.engine.packing import Packed
 
+#: Positions behind V that a scene has room for from the start: a question and a short answer.
+ROOM = 128
 
-@dataclass(frozen=True, kw_only=True)
+
 class ScenePrefix:
     """What the questions of a scene share. Never changed by a question.
 
     ``layers`` holds the (keys, values) of each layer, ``[1 heads n d]``. It is empty under
-    ``full_prefix``, where V depends on the question and only ``embeds`` can be shared.
+    ``full_prefix``, where V depends on the question and only ``embeds`` can be shared. Behind them
+    is room for questions: one row at a time is written there, so that V is not copied for it.
     """
 
-    embeds: Float[Tensor, "1 n d"]
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    visibility: Visibility
+    def __init__(
+        self, *, embeds: Float[Tensor, "1 n d"], memory: KeyValues, visibility: Visibility
+    ) -> None:
+        self.embeds, self.visibility = embeds, visibility
+        #: Whether V has been read; else it is read along with every question.
+        self.is_read = memory.length > 0
+        self._memory = memory
+        self._lent: weakref.ref[KeyValues] | None = None
+
+    @property
+    def layers(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of V by layer."""
+        return tuple(self._memory.layers())
 
     @property
     def length(self) -> int:
         """Number of vision tokens."""
         return self.embeds.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds, the room for questions with it."""
+        return self.embeds.nbytes + self._memory.nbytes
+
     def cache(self) -> DynamicCache:
-        """A cache of its own for one decoding, filled with V."""
+        """A cache of its own for one reading, filled with V."""
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self.layers):
             cache.update(keys, values, index)
         return cache
+
+    def row(self, room: int) -> KeyValues:
+        """A row that begins with V and has room for ``room`` positions behind it.
+
+        It is written into this prefix's own memory unless another row still is, or many questions
+        at once need more than there is: their row is let go with them, so that an open scene takes
+        no more than when it was opened.
+        """
+        known = self._memory.length
+        taken = self._lent is not None and self._lent() is not None
+        if taken or known + room > self._memory.room:
+            return KeyValues.of(self.layers, known + room)
+        row = self._memory.lend()
+        self._lent = weakref.ref(row)
+        return row
 
 
 def decoder_states(
@@ -215,20 +251,27 @@ class _SharedPrefix(DynamicCache):
 
 @torch.no_grad()
 def prefill(
-    lm: PreTrainedModel, embeds: Float[Tensor, "1 n d"], *, visibility: Visibility
+    lm: PreTrainedModel,
+    embeds: Float[Tensor, "1 n d"],
+    *,
+    visibility: Visibility,
+    plain: bool = False,
 ) -> ScenePrefix:
-    """Read the vision tokens of one scene, before any question is known."""
+    """Read the vision tokens of one scene, before any question is known.
+
+    ``plain`` reads with the model's own ``forward`` (``decoder.py``).
+    """
+    memory = KeyValues(embeds.shape[1] + ROOM)
     if visibility == "full_prefix":
-        return ScenePrefix(embeds=embeds, layers=(), visibility=visibility)
-    position = torch.arange(embeds.shape[1], device=embeds.device)[None]
-    kind = torch.full_like(position, int(Kind.V))
-    mask = attention_mask(kind, torch.zeros_like(kind), position, visibility=visibility)
-    cache = DynamicCache()
-    decoder_states(lm, embeds, mask=mask, position=position, cache=cache)
-    layers = tuple(contents(layer) for layer in cache.layers)
-    return ScenePrefix(embeds=embeds, layers=layers, visibility=visibility)
+        return ScenePrefix(embeds=embeds, memory=KeyValues(0), visibility=visibility)
+    position = torch.arange(embeds.shape[1], device=embeds.device)
+    mask = None
+    if visibility == "causal":
+        mask = position[None, :] <= position[:, None]
+    decoder_of(lm, plain=plain).read(embeds, position=position, cache=memory, mask=mask)
+    return ScenePrefix(embeds=embeds, memory=memory, visibility=visibility)
 
 
 def contents(layer: Any) -> tuple[Tensor, Tensor]:
-    """Keys and values of one layer of a cache, ``[b heads n d]`` each."""
+    """Keys and values of one layer of a transformers cache, ``[b heads n d]`` each."""
     return layer.keys, layer.values

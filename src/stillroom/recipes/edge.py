@@ -10,11 +10,12 @@ from stillroom.recipes.paper import HEADS, TRAINING
 
 
 def edge() -> DistillConfig:
-    """Qwen2.5-0.5B with LoRA on VGGT-1B-Commercial, until a smaller encoder can be read.
+    """Depth Anything 3 Small, frozen, and Qwen2.5-0.5B with LoRA, 0.52 B; licences that permit it.
 
-    Its encoder is to be Depth Anything 3 Small or Base (Apache-2.0, 0.03 to 0.12 B), which
-    stillroom cannot read yet; VGGT-1B-Commercial stands in for it, and is what makes this student
-    1.4 B rather than 0.6 B. Needs peft: pip install 'stillroom[lora]'.
+    The encoder's trunk is read without its depth head, so that the student has no depth of its own
+    but what its tokens tell. Photos are squares of 336 px, as the teacher's: nine patches to a cell
+    of the 8 x 8 that are kept. At 504 px eight photos take four times as long (docs/speed.md).
+    Needs peft: pip install 'stillroom[lora]'.
     """
     return DistillConfig(
         train=replace(TRAINING, learning_rate=2e-4),
@@ -24,14 +25,20 @@ def edge() -> DistillConfig:
             heads=14,
             intermediate_size=4864,
             tie_embeddings=True,
+            image_size=336,
             **HEADS,
         ),
         losses=LossConfig(detection=True, spatial=True, multi_view=True, feature=True),
-        encoder="facebook/VGGT-1B-Commercial",
+        encoder="depth-anything/DA3-SMALL",
         encoder_precision="bf16",
         language_model="Qwen/Qwen2.5-0.5B",
         lora=LoraConfig(rank=16),
     )
+
+
+def edge_base() -> DistillConfig:
+    """edge with Depth Anything 3 Base: four times the encoder."""
+    return replace(edge(), encoder="depth-anything/DA3-BASE")
 
 
 def edge_full() -> DistillConfig:
@@ -40,4 +47,8 @@ def edge_full() -> DistillConfig:
     return replace(base, lora=LoraConfig(rank=0), train=replace(base.train, learning_rate=5e-5))
 
 
-DISTILL: Mapping[str, Callable[[], DistillConfig]] = {"edge": edge, "edge_full": edge_full}
+DISTILL: Mapping[str, Callable[[], DistillConfig]] = {
+    "edge": edge,
+    "edge_base": edge_base,
+    "edge_full": edge_full,
+}

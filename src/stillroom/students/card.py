@@ -34,6 +34,8 @@ LICENCES: Mapping[str, str] = {
         "readme CC BY-NC-SA 4.0, model page apache-2.0, base under the Llama 2 licence: treat as "
         "non-commercial"
     ),
+    "depth-anything/DA3-SMALL": "Apache-2.0",
+    "depth-anything/DA3-BASE": "Apache-2.0",
     "Qwen/Qwen2.5-0.5B": "Apache-2.0",
     "capture:scannet": "ScanNet Terms of Use: research, no redistribution",
     "capture:tum": "CC BY 4.0 (TUM RGB-D)",

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from stillroom.records import BadInputError, DepthUnit
-from stillroom.students.encoders.vggt import VGGTConfig, mini_config
-from stillroom.students.encoders.vggt_config import PUBLISHED
+from stillroom.students.encoders.load import EncoderConfig, config_of
+from stillroom.students.encoders.vggt_config import PUBLISHED, VGGTConfig, mini_config
 
 #: Where the paper's recipes put the depth bins, in metres.
 DEPTH_NEAR, DEPTH_FAR = 0.3, 10.0
@@ -18,7 +18,8 @@ DEPTH_NEAR, DEPTH_FAR = 0.3, 10.0
 class StillroomConfig(PretrainedConfig):
     """Encoder, connector, slots and language model of a student.
 
-    ``encoder`` holds the settings of ``VGGTConfig``; ``text_config`` is the config of any
+    ``encoder`` holds the settings of ``VGGTConfig`` or, with ``kind`` depth_anything, of
+    ``DepthAnythingConfig``; ``text_config`` is the config of any
     transformers causal language model.
     """
 
@@ -77,6 +78,8 @@ class StillroomConfig(PretrainedConfig):
     max_views: int = 8
     # Longest answer, in tokens.
     max_answer_tokens: int = 128
+    # What the weights are: numbers as trained, or whole numbers of 8 or 4 bits (quantised.py).
+    weights: Literal["full", "int8", "int4"] = "full"
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
     # Stands right before the answer: the first answer token is predicted from it.
@@ -84,7 +87,7 @@ class StillroomConfig(PretrainedConfig):
     eos_token_id: int | list[int] | None = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoder = VGGTConfig.from_dict(
+        self.encoder = config_of(
             mini_config(point_head=False, camera_head=False).to_dict()
             if self.encoder is None
             else self.encoder
@@ -101,7 +104,7 @@ class StillroomConfig(PretrainedConfig):
         if self.slot_kind == "none" or self.slot_count == 0:
             self.slot_kind, self.slot_count = "none", 0
         if self.depth_unit is None:
-            scaled = self.train_depth_head or not _as_published(self.vggt)
+            scaled = self.train_depth_head or not _as_published(self.encoder_sizes)
             self.depth_unit = "metre" if scaled else "scene"
         super().__post_init__(**kwargs)
         complaint = self._complaint()
@@ -109,9 +112,9 @@ class StillroomConfig(PretrainedConfig):
             raise BadInputError(f"student config: {complaint}")
 
     def _complaint(self) -> str:
-        vggt = self.vggt
-        if self.image_size % vggt.patch_size:
-            return f"image_size {self.image_size} is no multiple of patch_size {vggt.patch_size}"
+        sizes = self.encoder_sizes
+        if self.image_size % sizes.patch_size:
+            return f"image_size {self.image_size} is no multiple of patch_size {sizes.patch_size}"
         if self.vision_grid < 1 or self.max_views < 1:
             return "vision_grid and max_views must be at least 1"
         cell = self.image_size // self.vision_grid
@@ -119,16 +122,16 @@ class StillroomConfig(PretrainedConfig):
             return (
                 f"a picture of {self.image_size} pixels cannot be cut into {self.vision_grid} x "
                 f"{self.vision_grid} cells of whole pixels; take another vision_grid, for example "
-                f"{self.image_size // vggt.patch_size}"
+                f"{self.image_size // sizes.patch_size}"
             )
-        if self.train_depth_head and not vggt.depth_head:
+        if self.train_depth_head and not sizes.depth_head:
             return "train_depth_head needs an encoder with a depth head"
         if self.depth_unit not in get_args(DepthUnit):
             return f"depth_unit must be metre or scene, got {self.depth_unit!r}"
         if self.slot_count < 0:
             return f"slot_count must not be negative, got {self.slot_count}"
-        if not 0 <= self.round_read < vggt.rounds:
-            return f"encoder_round {self.encoder_round} is none of the {vggt.rounds} rounds"
+        if not 0 <= self.round_read < sizes.rounds:
+            return f"encoder_round {self.encoder_round} is none of the {sizes.rounds} rounds"
         if not 0 <= self.mention_layers <= self.language_model.num_hidden_layers:
             return (
                 f"mention_level {self.mention_level} must lie in 0.."
@@ -151,15 +154,17 @@ class StillroomConfig(PretrainedConfig):
                     "detection_width must be a multiple of 32 and detection_layers at least 1, got "
                     f"{self.detection_width} and {self.detection_layers}"
                 )
+        if self.weights not in ("full", "int8", "int4"):
+            return f"weights must be full, int8 or int4, got {self.weights!r}"
         if self.depth_bins < 2 or not 0 < self.depth_near < self.depth_far:
             return "depth_bins must be at least 2 and 0 < depth_near < depth_far"
         return ""
 
     @property
-    def vggt(self) -> VGGTConfig:
+    def encoder_sizes(self) -> EncoderConfig:
         """The encoder's settings."""
         assert self.encoder is not None
-        return VGGTConfig.from_dict(self.encoder)
+        return config_of(self.encoder)
 
     @property
     def language_model(self) -> PretrainedConfig:
@@ -170,7 +175,7 @@ class StillroomConfig(PretrainedConfig):
     @property
     def round_read(self) -> int:
         """The encoder round that the connector reads."""
-        return self.vggt.rounds - 1 if self.encoder_round is None else self.encoder_round
+        return self.encoder_sizes.rounds - 1 if self.encoder_round is None else self.encoder_round
 
     @property
     def mention_layers(self) -> int:
@@ -190,9 +195,14 @@ class StillroomConfig(PretrainedConfig):
         return int(self.language_model.hidden_size)
 
 
-def _as_published(vggt: VGGTConfig) -> bool:
-    """Whether an encoder has the sizes of a published checkpoint, whichever heads it kept."""
-    whole = replace(vggt, camera_head=True, depth_head=True, point_head=True)
+def _as_published(sizes: EncoderConfig) -> bool:
+    """Whether an encoder has the sizes of a published checkpoint, whichever heads it kept.
+
+    Of Depth Anything we know published ones alone.
+    """
+    if not isinstance(sizes, VGGTConfig):
+        return True
+    whole = replace(sizes, camera_head=True, depth_head=True, point_head=True)
     return whole in PUBLISHED.values()
 
 

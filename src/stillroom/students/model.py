@@ -44,7 +44,9 @@ from stillroom.records import BadInputError
 from stillroom.students.config import StillroomConfig
 from stillroom.students.connector import Connector, VisionFeatures, pool_features
 from stillroom.students.detector import Detector
-from stillroom.students.encoders.vggt import VGGT, Head
+from stillroom.students.encoders.load import make_encoder, trunk_of
+from stillroom.students.encoders.vggt import VGGT
+from stillroom.students.encoders.vggt_config import Head
 from stillroom.students.heads import (
     DepthBins,
     FeatureProjector,
@@ -53,6 +55,7 @@ from stillroom.students.heads import (
     Relations,
 )
 from stillroom.students.processor import StillroomProcessor
+from stillroom.students.quantised import quantise_structure
 from stillroom.students.slots import Slots
 
 #: Modules that draw their own start values.
@@ -100,12 +103,15 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     def __init__(self, config: StillroomConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
+        sizes = config.encoder_sizes
+        #: What the names of the encoder's trunk begin with.
+        self.encoder_trunk = trunk_of(sizes)
         # Every part draws from a seed of its own: others or none beside it change nothing of it.
         self._seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
         with self._draws("encoder"):
-            self.encoder = VGGT(config.vggt)
+            self.encoder = make_encoder(sizes)
         with self._draws("Connector"):
-            self.connector = Connector(config.vggt.token_width, width)
+            self.connector = Connector(sizes.token_width, width)
         self.slots = Slots(config.slot_kind, config.slot_count, width)
         with self._draws("DepthBins"):
             self.depth_bins = DepthBins(
@@ -119,6 +125,8 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             )
         self._add_heads(config, width)
         self.post_init()
+        if config.weights != "full":
+            quantise_structure(self, config.weights)
         self.freeze()
 
     def _add_heads(self, config: StillroomConfig, width: int) -> None:
@@ -165,7 +173,7 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         """Take the gradient from what the config says is not trained."""
         if self.config.freeze_encoder:
             self.encoder.requires_grad_(False)
-        if self.config.train_depth_head:
+        if self.config.train_depth_head and isinstance(self.encoder, VGGT):
             self.encoder.depth_head.requires_grad_(True)
         if self.config.slot_kind == "frozen_random":
             self.slots.requires_grad_(False)
@@ -193,13 +201,13 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         config = self.config
         learns = config.train_depth_head or not config.freeze_encoder
         keep_gradient = torch.is_grad_enabled() and learns
-        heads: tuple[Head, ...] = ("depth",) if config.vggt.depth_head else ()
+        heads: tuple[Head, ...] = ("depth",) if config.encoder_sizes.depth_head else ()
         with torch.set_grad_enabled(keep_gradient):
             seen = self.encoder.encode(images, [config.round_read], heads=heads)
             return pool_features(
                 seen.tokens[config.round_read],
                 seen.depth,
-                rows=images.shape[-2] // config.vggt.patch_size,
+                rows=images.shape[-2] // config.encoder_sizes.patch_size,
                 grid=config.vision_grid,
             )
 
@@ -331,10 +339,17 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
     # Answering. ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def open_prefix(self, features: VisionFeatures) -> ScenePrefix:
-        """One scene read by the language model; its questions share this."""
-        vision = self.vision_tokens(features)
-        return prefill(self.language_model, vision, visibility=self.config.visibility)
+    def open_prefix(self, features: VisionFeatures, *, plain: bool = False) -> ScenePrefix:
+        """One scene read by the language model; its questions share this.
+
+        ``plain`` reads with the language model's own ``forward`` (``engine/decoder.py``).
+        """
+        return prefill(
+            self.language_model,
+            self.vision_tokens(features),
+            visibility=self.config.visibility,
+            plain=plain,
+        )
 
     @torch.no_grad()
     def prompt(self, question_ids: Sequence[int]) -> Float[Tensor, "t d"]:
@@ -342,8 +357,11 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         start = self.config.bos_token_id
         assert start is not None
         kind, ids = prompt_layout(question_ids, start_id=start, **self._slots)
-        where = torch.tensor([kind, ids], device=self.device)
-        return self.embed(where[:1], where[1:])[0]
+        embeds = self.get_input_embeddings()(torch.tensor(ids, device=self.device))
+        if self.slots.count:
+            first = kind.index(int(Kind.T))
+            embeds[first : first + self.slots.count] = self.slots()
+        return embeds
 
     @torch.no_grad()
     def answer_ids(
@@ -353,10 +371,12 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         *,
         max_new_tokens: int | None = None,
         choices: Sequence[Choices] = (),
+        plain: bool = False,
     ) -> list[list[int]]:
         """Greedy answers to tokenised questions, ``<eos>`` included where it came in time.
 
-        ``choices`` holds the answers each question allows, none for any text.
+        ``choices`` holds the answers each question allows, none for any text; ``plain`` as in
+        ``open_prefix``.
         """
         said = greedy(
             self.language_model,
@@ -365,7 +385,9 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
             visibility=self.config.visibility,
             max_new_tokens=max_new_tokens or self.config.max_answer_tokens,
             eos_id=self.eos_id,
+            scored=False,
             choices=choices,
+            plain=plain,
         )
         return [decoded.ids for decoded in said]
 
@@ -385,7 +407,10 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
         max_new_tokens: int | None = None,
         **options: Any,
     ) -> Int[Tensor, "b u"]:
-        """The prompts followed by their greedy answers, padded at the end; as a session answers.
+        """The prompts followed by their greedy answers, padded at the end.
+
+        Each is read anew by the language model's own ``forward``: what a session, which is several
+        times as fast, has to agree with token by token.
 
         Raises:
             BadInputError: no photos, a prompt that does not end with ``<bos>``, or an option that
@@ -405,8 +430,10 @@ class StillroomStudent(PreTrainedModel, GenerationMixin):
                     f"prompt {index} must end with <bos> (id {self.config.bos_token_id}); make it "
                     "with the student's processor"
                 )
-            prefix = self.open_prefix(_scene(seen, index))
-            (answer,) = self.answer_ids(prefix, [prompt[:-1]], max_new_tokens=max_new_tokens)
+            prefix = self.open_prefix(_scene(seen, index), plain=True)
+            (answer,) = self.answer_ids(
+                prefix, [prompt[:-1]], max_new_tokens=max_new_tokens, plain=True
+            )
             rows.append(torch.cat([ids, torch.tensor(answer, device=ids.device)]))
         return nn.utils.rnn.pad_sequence(
             rows, batch_first=True, padding_value=self.config.pad_token_id or 0

@@ -211,6 +211,17 @@ def _middle(width: int, height: int) -> tuple[float, float, float, float]:
     return left, top, left + side, top + side
 
 
+def photo_identity(photo: Photo) -> str | bytes:
+    """What tells a photo from others: its file and when that was written, or its pixels."""
+    if isinstance(photo, np.ndarray):
+        return str(photo.shape).encode() + np.ascontiguousarray(photo).tobytes()
+    if isinstance(photo, Image.Image):
+        return f"{photo.size} {photo.mode}".encode() + photo.tobytes()
+    path = Path(photo).absolute()
+    written = path.stat().st_mtime_ns if path.exists() else 0
+    return f"{path} {written}"
+
+
 def _open(photo: Photo) -> Image.Image:
     """The photo upright and as RGB; transparent pixels are laid on white."""
     if isinstance(photo, np.ndarray):

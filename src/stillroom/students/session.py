@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stillroom.engine.packed import pack
 from stillroom.records import (
     Answer,
     OrientedBox,
@@ -22,7 +23,8 @@ from stillroom.records import (
 from stillroom.students.connector import VisionFeatures
 from stillroom.students.detector import found_boxes
 from stillroom.students.model import StillroomStudent
-from stillroom.students.processor import Photo, StillroomProcessor
+from stillroom.students.processor import Photo, StillroomProcessor, photo_identity
+from stillroom.students.quantised import pack_quantised
 
 #: How sure a guess of the detector must be to be shown. Focal loss leaves even good guesses far
 #: from certain.
@@ -52,6 +54,17 @@ class StudentSession:
         #: What the encoder said of them, and what all questions share of the language model.
         self.features, self.prefix = features, student.open_prefix(features)
 
+    @property
+    def layers(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Keys and values of the scene by layer of the language model, ``[1 heads n d]`` each."""
+        return self.prefix.layers
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what has been read of the scene: features, keys and values."""
+        seen = (self.features.tokens, self.features.depth, self.features.depth_map)
+        return self.prefix.nbytes + sum(part.nbytes for part in seen if part is not None)
+
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order; one of its options where it has any."""
         prompts = [self.processor.question_ids(question.prompt) for question in questions]
@@ -61,6 +74,20 @@ class StudentSession:
             Answer(question_id=question.question_id, text=self.processor.decode(ids))
             for question, ids in zip(questions, said, strict=True)
         ]
+
+    def plain_answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """What ``answer`` has to say, slowly: as ``generate`` does, the language model's own
+        ``forward`` reads the scene anew for each question."""
+        said = []
+        for question in questions:
+            (ids,) = self.student.answer_ids(
+                self.student.open_prefix(self.features, plain=True),
+                [self.processor.question_ids(question.prompt)],
+                choices=[self.processor.tokenizer.encode_choices(question.options)],
+                plain=True,
+            )
+            said.append(Answer(question_id=question.question_id, text=self.processor.decode(ids)))
+        return said
 
     def ask(self, text: str) -> str:
         """The answer to a question in a person's own words.
@@ -122,15 +149,24 @@ class StudentAnswerer:
         where: Path | str,
         *,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> StudentAnswerer:
-        """A student's folder or hub id. Weights kept in half precision are computed in ``dtype``.
+        """A student's folder or hub id, computed in ``dtype``.
+
+        None is float32, also where weights are kept in half precision; of quantised weights it is
+        bfloat16, which their kernels are made for.
 
         Raises:
             BadInputError: nothing there that can be read.
         """
-        student: StillroomStudent = StillroomStudent.from_pretrained(where, dtype=dtype)
+        student: StillroomStudent = StillroomStudent.from_pretrained(
+            where, dtype=torch.float32 if dtype is None else dtype
+        )
+        if dtype is None and student.config.weights != "full":
+            student.to(torch.bfloat16)  # type: ignore[arg-type]
         student.to(torch.device(device))  # type: ignore[arg-type]  # transformers' wrapper
+        pack(student, decoder=student.language_model)
+        pack_quantised(student)
         return cls(student, StillroomProcessor.from_pretrained(where))
 
     def open(self, scene: Scene) -> StudentSession:
@@ -138,9 +174,9 @@ class StudentAnswerer:
         photos = [view.rgb for view in scene.views]
         return StudentSession(self.student, self.processor, photos, scene_id=scene.scene_id)
 
-    def open_photos(self, photos: Sequence[Photo]) -> StudentSession:
+    def open_scene(self, photos: Sequence[Photo]) -> StudentSession:
         """Look at loose photos of one scene: paths, Pillow images or arrays."""
-        scene_id = content_hash(["photos", *(str(photo) for photo in photos)])
+        scene_id = content_hash(["photos", *map(photo_identity, photos)])
         return StudentSession(self.student, self.processor, photos, scene_id=scene_id)
 
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stillroom.engine.generate import Decoded, greedy_scenes
+from stillroom.engine.generate import Decoded, greedy, greedy_scenes
+from stillroom.engine.packed import pack
 from stillroom.engine.prefix import prefill
 from stillroom.records import (
     Answer,
@@ -84,21 +85,51 @@ class LLaVA3DSession:
                 "max_visual_tokens lower"
             )
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of what has been read of the scene: features, keys and values."""
+        return self.prefix.nbytes + self._features.nbytes + self._of_patch.nbytes
+
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer per question, in order."""
+        said = self.decode(questions, topk=0, scored=False)
         return [
-            Answer(question_id=question.question_id, text=self.teacher.tokenizer.decode(said.ids))
-            for question, said in zip(questions, self.decode(questions, topk=0), strict=True)
+            Answer(question_id=question.question_id, text=self.teacher.tokenizer.decode(one.ids))
+            for question, one in zip(questions, said, strict=True)
         ]
 
-    def decode(self, questions: Sequence[Question], *, topk: int) -> list[Decoded]:
+    def plain_answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """What ``answer`` has to say, slowly: each question with the scene read anew by the model's
+        own ``forward``."""
+        model, answers = self.teacher.model, []
+        visibility = model.settings.visibility
+        for question in questions:
+            (said,) = greedy(
+                model,
+                prefill(model, self.prefix.embeds, visibility=visibility, plain=True),
+                self._prompts([question]),
+                visibility=visibility,
+                max_new_tokens=model.settings.max_new_tokens,
+                eos_id=self.teacher.tokenizer.eos_id,
+                choices=[self.teacher._choices(question)],
+                plain=True,
+            )
+            text = self.teacher.tokenizer.decode(said.ids)
+            answers.append(Answer(question_id=question.question_id, text=text))
+        return answers
+
+    def decode(
+        self, questions: Sequence[Question], *, topk: int, scored: bool = True
+    ) -> list[Decoded]:
         """Greedy ids, with the ``topk`` largest logits of every answer position if above 0.
+
+        Without ``scored`` there are no log-probabilities.
 
         Raises:
             BadInputError: a question does not fit into the model's positions, or points at an
                 object whose place is not known.
         """
-        return self.teacher.decode([(self, questions)], topk=topk)[0]
+        return self.teacher.decode([(self, questions)], topk=topk, scored=scored)[0]
 
     def read(
         self, questions: Sequence[Question], said: Sequence[Decoded], signals: Sequence[Signal]
@@ -201,6 +232,7 @@ class LLaVA3DTeacher:
         options.layer_groups(settings.num_hidden_layers)
         model = load_llava3d(folder, dtype=computing_dtype(options))
         place(model, options)
+        pack(model, decoder=model.model.layers)
         return cls(model, tokenizer, options)
 
     def open(self, scene: Scene) -> LLaVA3DSession:
@@ -259,9 +291,15 @@ class LLaVA3DTeacher:
         return self._read_once(scene).features()
 
     def decode(
-        self, asked: Iterable[tuple[LLaVA3DSession, Sequence[Question]]], *, topk: int
+        self,
+        asked: Iterable[tuple[LLaVA3DSession, Sequence[Question]]],
+        *,
+        topk: int,
+        scored: bool = True,
     ) -> list[list[Decoded]]:
         """Greedy ids by scene, with the ``topk`` largest logits of every position if above 0.
+
+        Without ``scored`` there are no log-probabilities.
 
         Raises:
             BadInputError: a question does not fit into the model's positions.
@@ -277,6 +315,7 @@ class LLaVA3DTeacher:
             max_new_tokens=settings.max_new_tokens,
             eos_id=self.tokenizer.eos_id,
             topk=topk,
+            scored=scored,
         )
 
     def reference_ids(self, question: Question) -> list[int] | None:

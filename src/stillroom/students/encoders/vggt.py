@@ -28,12 +28,11 @@ from stillroom.students.encoders.vggt_heads import (
 from stillroom.students.encoders.vggt_layers import (
     Block,
     ImageEncoder,
+    normalised,
     rotary_table,
     token_positions,
 )
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 #: Views that go through a dense head at once when no gradient is kept.
 VIEWS_PER_CHUNK = 8
 
@@ -80,7 +79,6 @@ class Aggregator(nn.Module):
         # Constants by grid and device, made when first needed. Not buffers: those would be empty
         # in a model that was built on the meta device and then filled from a checkpoint.
         self._rotary: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
-        self._pixels: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _block(self) -> Block:
         config = self.config
@@ -94,25 +92,14 @@ class Aggregator(nn.Module):
 
     def patch_tokens(self, images: Float[Tensor, "b v 3 h w"]) -> Float[Tensor, "n p d"]:
         """The image encoder's patch tokens, views of all scenes in one batch."""
-        mean, std = self.pixel_statistics(images.device)
-        normalised = (images.flatten(0, 1) - mean) / std
-        return self.patch_embed(normalised.to(self.camera_token.dtype))
-
-    def pixel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that images are normalised with, [1 3 1 1]."""
-        if device not in self._pixels:
-            with torch.inference_mode(False):
-                mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1)
-                std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1)
-                self._pixels[device] = (mean, std)
-        return self._pixels[device]
+        return self.patch_embed(normalised(images.flatten(0, 1)).to(self.camera_token.dtype))
 
     def with_special(self, patches: Float[Tensor, "n p d"], views: int) -> Float[Tensor, "n t d"]:
         """Camera and register tokens put before the patches of every view."""
         special = torch.cat([self.camera_token, self.register_token], dim=2)[0]  # [2 s d]
-        others = special[1:].expand(views - 1, -1, -1)
-        per_scene = torch.cat([special[:1], others])  # [v s d]
-        return torch.cat([per_scene.repeat(len(patches) // views, 1, 1), patches], dim=1)
+        # By index: a number of views that is not known yet can be exported so.
+        per_scene = special[torch.arange(views, device=special.device).clamp(max=1)]  # [v s d]
+        return torch.cat([per_scene.repeat(patches.shape[0] // views, 1, 1), patches], dim=1)
 
     def rotary(self, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rotary table of one view, made once per grid: no device sync in a pass."""
@@ -134,7 +121,7 @@ class Aggregator(nn.Module):
         rows, columns = (side // self.config.patch_size for side in images.shape[-2:])
         cos, sin = self.rotary(rows, columns, images.device)
         # The same positions in every view: nothing encodes which view a token is from.
-        across = (cos.repeat(views, 1, 1), sin.repeat(views, 1, 1))
+        across = (cos.repeat(views, 1), sin.repeat(views, 1))
         x = self.with_special(self.patch_tokens(images), views)
         kept = {}
         for index in range(1 + max(rounds, default=-1)):
@@ -257,7 +244,9 @@ class VGGT(nn.Module):
     def _dense(self, head: DenseHead, tokens: Mapping[int, Tensor], images: Tensor) -> Tensor:
         levels = [tokens[level].flatten(0, 1) for level in self.config.levels]
         size = (images.shape[-2], images.shape[-1])
-        if torch.is_grad_enabled() or len(levels[0]) <= VIEWS_PER_CHUNK:
+        # An exported graph takes any number of views, all at once.
+        whole = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if whole or levels[0].shape[0] <= VIEWS_PER_CHUNK:
             return head.logits(levels, size)
         chunks = zip(*(level.split(VIEWS_PER_CHUNK) for level in levels), strict=True)
         return torch.cat([head.logits(chunk, size) for chunk in chunks])

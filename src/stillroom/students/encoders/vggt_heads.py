@@ -7,6 +7,7 @@ weights, outside autocast: exp(depth), exp(confidence) and the pose feedback nee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,13 @@ from stillroom.students.encoders.vggt_layers import Block, Mlp
 POSE_NUMBERS = 9
 #: Channels of the last hidden convolution of a dense head, at any size.
 LAST_CHANNELS = 32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Precision as the weights have it; where nothing is computed (meta) there is no autocast."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 # Cameras. ------------------------------------------------------------------------------------
@@ -43,7 +51,7 @@ class CameraHead(nn.Module):
 
     def forward(self, camera_tokens: Float[Tensor, "b v d"]) -> list[Float[Tensor, "b v 9"]]:
         """The activated pose code after each refinement; the last one is the answer."""
-        with torch.autocast(camera_tokens.device.type, enabled=False):
+        with without_autocast(camera_tokens.device):
             x = self.token_norm(camera_tokens.to(self.token_norm.weight.dtype))
             normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
             raw = self.empty_pose_tokens.expand(*x.shape[:2], -1)
@@ -73,7 +81,8 @@ class ResidualUnit(nn.Module):
     """Two convolutions whose skip carries relu(x), not x.
 
     The release rectifies its input in place before adding it back, and its weights were trained
-    so; a clean unit is off by orders of magnitude (specs/vggt.md, section 4).
+    so; a clean unit is off by orders of magnitude (specs/vggt.md, section 4). Here too: its input,
+    which nobody else reads, is overwritten, and takes no memory twice.
     """
 
     def __init__(self, features: int) -> None:
@@ -82,8 +91,8 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "n f h w"]) -> Float[Tensor, "n f h w"]:
-        rectified = x.relu()
-        return rectified + self.conv2(self.conv1(rectified).relu())
+        rectified = x.relu_()
+        return rectified + self.conv2(self.conv1(rectified).relu_())
 
 
 class Fusion(nn.Module):
@@ -118,7 +127,8 @@ class Scratch(nn.Module):
         self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.output_conv2 = nn.Sequential(
             nn.Conv2d(features // 2, LAST_CHANNELS, 3, padding=1),
-            nn.ReLU(),
+            # A map as large as the photos: a second one costs a CPU more than the convolution.
+            nn.ReLU(inplace=True),
             nn.Conv2d(LAST_CHANNELS, outputs, 1),
         )
 
@@ -177,7 +187,7 @@ class DenseHead(nn.Module):
         self, levels: Sequence[Float[Tensor, "n p d"]], image_hw: tuple[int, int]
     ) -> Float[Tensor, "n o h w"]:
         """The last convolution at image size, before activation; float32."""
-        with torch.autocast(levels[0].device.type, enabled=False):
+        with without_autocast(levels[0].device):
             enlarged = resize(self.fused(levels, image_hw), image_hw)
             coded = with_position_code(enlarged, image_hw[1] / image_hw[0])
             return self.scratch.output_conv2(coded).float()

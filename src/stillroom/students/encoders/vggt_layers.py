@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
 #: LayerNorm epsilon of the image encoder; everything else in VGGT uses PyTorch's 1e-5.
 ENCODER_EPS = 1e-6
 #: Tokens that a block works on at once on a CPU.
@@ -101,7 +103,8 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "n t d"]:
         eager = not torch.compiler.is_compiling()
-        if eager and x.device.type == "cpu" and not torch.is_grad_enabled():
+        large = x.shape[0] * x.shape[1] > PORTION
+        if eager and large and x.device.type == "cpu" and not torch.is_grad_enabled():
             return self._in_portions(x, rotary)
         x = x + self.ls1(self.attn(self.norm1(x), rotary))
         return x + self.ls2(self.mlp(self.norm2(x)))
@@ -148,24 +151,51 @@ def token_positions(rows: int, columns: int, special: int) -> Int[Tensor, "p 2"]
 
 def rotary_table(
     positions: Int[Tensor, "p 2"], head_width: int, base: float
-) -> tuple[Float[Tensor, "p 2 q"], Float[Tensor, "p 2 q"]]:
-    """Cosine and sine per token, axis (row, column) and frequency; float32 on purpose.
+) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p d"]]:
+    """Cosine and signed sine of every channel of a head, per token; float32 on purpose.
 
-    Angles in bf16 are off by up to 0.06 (specs/vggt.md, section 6).
+    The first half of the channels turns by row, the second by column; of each half the first part
+    takes its partner with a minus. Angles in bf16 are off by up to 0.06 (specs/vggt.md, section 6).
     """
     quarter = head_width // 4
     frequencies = base ** -(torch.arange(quarter, dtype=torch.float32) / quarter)
-    angles = positions[..., None].float() * frequencies
-    return angles.cos(), angles.sin()
+    angles = positions[..., None].float() * frequencies  # [p 2 q]
+    cos, sin = angles.cos(), angles.sin()
+    return (
+        torch.stack([cos, cos], dim=2).flatten(1),
+        torch.stack([-sin, sin], dim=2).flatten(1),
+    )
 
 
 def rotate(
-    x: Float[Tensor, "n heads t d"], cos: Float[Tensor, "t 2 q"], sin: Float[Tensor, "t 2 q"]
+    x: Float[Tensor, "n heads t d"], cos: Float[Tensor, "t d"], sin: Float[Tensor, "t d"]
 ) -> Float[Tensor, "n heads t d"]:
     """Rotate channel pairs (j, j + d/4) of each half: the first by row, the second by column."""
-    a, b = x.unflatten(-1, (2, 2, -1)).unbind(-2)  # [n heads t 2 q]
-    first = torch.addcmul(a * cos, b, sin, value=-1)
-    return torch.stack([first, torch.addcmul(b * cos, a, sin)], dim=-2).flatten(-3)
+    q = x.shape[-1] // 4
+    # One copy with the partners in place: views of the pairs cost several times as much.
+    partner = torch.cat([x[..., q : 2 * q], x[..., :q], x[..., 3 * q :], x[..., 2 * q : 3 * q]], -1)
+    return torch.addcmul(x * cos, partner, sin)
+
+
+# Images. -------------------------------------------------------------------------------------
+
+_PIXELS: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+
+def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation that images are normalised with, [1 3 1 1]; made once."""
+    if device not in _PIXELS:
+        with torch.inference_mode(False):
+            mean = torch.tensor(IMAGE_MEAN, device=device).view(1, 3, 1, 1)
+            std = torch.tensor(IMAGE_STD, device=device).view(1, 3, 1, 1)
+            _PIXELS[device] = (mean, std)
+    return _PIXELS[device]
+
+
+def normalised(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """RGB in 0..1 to what DINOv2 was trained on."""
+    mean, std = pixel_statistics(images.device)
+    return (images - mean) / std
 
 
 # Image encoder. ------------------------------------------------------------------------------

@@ -6,19 +6,18 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from stillroom.records import BadInputError
+from stillroom.students.encoders.checkpoint import Checkpoint as Checkpoint
+from stillroom.students.encoders.checkpoint import locate
 from stillroom.students.encoders.vggt import VGGT, VGGTConfig
 from stillroom.students.encoders.vggt_config import PUBLISHED
 
@@ -40,55 +39,6 @@ WEIGHTS = ("model.safetensors", "model.pt", "vggt_1B_commercial.pt")
 LAYOUT = "stillroom-vggt"
 
 
-class Checkpoint:
-    """Names, shapes and, when asked for, tensors of one weights file."""
-
-    def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], path: Path
-    ) -> None:
-        self.shapes = shapes
-        self.read = read
-        self.path = path
-
-    @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """A safetensors file (read lazily) or a ``.pt`` state dict (weights only).
-
-        Raises:
-            BadInputError: the file is missing, truncated or something else.
-        """
-        if not path.is_file():
-            raise BadInputError(f"VGGT weights not found: {path}")
-        if path.suffix != ".safetensors":
-            return cls._open_pickle(path)
-        try:
-            file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise BadInputError(
-                f"{path} is truncated or no safetensors file ({error}); fetch it again"
-            ) from None
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        return cls(shapes, file.get_tensor, path)
-
-    @classmethod
-    def _open_pickle(cls, path: Path) -> Checkpoint:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise BadInputError(f"{path} is no readable PyTorch state dict ({reason})") from None
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-            raise BadInputError(f"{path} must hold a plain state dict of tensors")
-        return cls({key: tuple(v.shape) for key, v in state.items()}, state.__getitem__, path)
-
-    def take(self, prefix: str) -> Checkpoint:
-        """The keys under ``prefix``, with it removed."""
-        shapes = {
-            key.removeprefix(prefix): s for key, s in self.shapes.items() if key.startswith(prefix)
-        }
-        return Checkpoint(shapes, lambda key: self.read(prefix + key), self.path)
-
-
 def load_vggt(
     where: Path | str,
     *,
@@ -104,7 +54,7 @@ def load_vggt(
         BadInputError: files missing or damaged, sizes that contradict config.json, or keys that
             are missing, unknown or of another shape.
     """
-    folder, weights = _locate(where)
+    folder, weights = locate(where, WEIGHTS)
     settings = read_settings(folder / "config.json")
     return load_state(Checkpoint.open(weights), settings, dtype=dtype, heads=heads)
 
@@ -125,7 +75,7 @@ def encoder_config(where: Path | str, *, heads: tuple[str, ...] | None = None) -
             depth_head="depth_head" in wanted,
             point_head="point_head" in wanted,
         )
-    folder, weights = _locate(where)
+    folder, weights = locate(where, WEIGHTS)
     return config_for(Checkpoint.open(weights), read_settings(folder / "config.json"), heads)
 
 
@@ -287,39 +237,3 @@ def _check_keys(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> None:
                 f"{checkpoint.path}: {key} must be {list(tensor.shape)}, got "
                 f"{list(checkpoint.shapes[key])}"
             )
-
-
-def _locate(where: Path | str) -> tuple[Path, Path]:
-    path = Path(where)
-    if path.is_file():
-        return path.parent, path
-    if not path.is_dir():
-        return _download(str(where))
-    for name in WEIGHTS:
-        if (path / name).is_file():
-            return path, path / name
-    raise BadInputError(f"{path} holds no VGGT weights; expected one of {', '.join(WEIGHTS)}")
-
-
-def _download(hub_id: str) -> tuple[Path, Path]:
-    """Folder and weights of a hub model; of several files of weights one is fetched."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    reason = ""
-    try:
-        for name in WEIGHTS:
-            try:
-                weights = Path(hf_hub_download(hub_id, name))
-            except EntryNotFoundError as error:
-                reason = str(error).splitlines()[0]
-                continue
-            # Without its config.json a checkpoint is read by its shapes.
-            with suppress(EntryNotFoundError):
-                hf_hub_download(hub_id, "config.json")
-            return weights.parent, weights
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-    raise BadInputError(
-        f"VGGT {hub_id!r} is neither a folder nor a hub model that can be fetched ({reason})"
-    )
