@@ -105,8 +105,8 @@ def test_bad_options_of_label_are_one_sentence(
     ],
 )
 def test_ray_may_stand_with_or_without_an_address(words: list[str], address: str) -> None:
-    assert cli._with_address(words)[1] == address
-    assert cli._with_address(["--out", "x"]) == ["--out", "x"]
+    assert cli.labels._with_address(words)[1] == address
+    assert cli.labels._with_address(["--out", "x"]) == ["--out", "x"]
 
 
 def test_stores_are_merged_looked_into_and_exported(

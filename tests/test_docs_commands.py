@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from stillroom import cli
+from stillroom.cli import parsing
 from stillroom.records import BadInputError
 
 ROOT = Path(__file__).parents[1]
@@ -70,13 +71,13 @@ class ParsedError(Exception):
 @pytest.fixture
 def parse_only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Run a command as far as its options are read."""
-    parse = cli._parse
+    parse = parsing.parse
 
     def stop(*given: Any) -> None:
         parse(*given)
         raise ParsedError
 
-    monkeypatch.setattr(cli, "_parse", stop)
+    monkeypatch.setattr(parsing, "parse", stop)
 
     def run(command: str) -> None:
         words = shlex.split(command)

@@ -23,7 +23,6 @@ TOP = {
     "console",
     "demo",
     "cli",
-    "cli_bench",
     "verify",
     "testing",
 }
@@ -54,7 +53,6 @@ MAY_IMPORT = {
     "asking_onnx": EVERYTHING,
     "demo": EVERYTHING,
     "cli": EVERYTHING,
-    "cli_bench": EVERYTHING,
     "lmms_eval_plugin": EVERYTHING,
     "__init__": {"records", "api"},
     "__main__": {"cli"},
@@ -94,7 +92,7 @@ def test_a_file_imports_only_from_the_floors_below(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["records", "geometry", "text", "scenes", "cli", "cli_bench", "api", "asking", "registry"],
+    ["records", "geometry", "text", "scenes", "cli", "api", "asking", "registry"],
 )
 def test_a_part_without_torch_imports_no_torch_at_module_level(part: str) -> None:
     for file in FILES:

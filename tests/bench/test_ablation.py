@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tiny_ablation import TINY
 
-from stillroom import api
+from stillroom.api import meta
 from stillroom.bench import arm
 from stillroom.bench import side_by_side as running
 from stillroom.bench.ablation import Ablation, ablate, with_steps
@@ -407,15 +407,15 @@ def test_arms_of_one_seed_start_from_the_same_values(world: Path) -> None:
 def test_a_commit_says_that_files_were_changed_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = tmp_path / "src" / "stillroom" / "api.py"
+    code = tmp_path / "src" / "stillroom" / "api" / "meta.py"
     code.parent.mkdir(parents=True)
     code.write_text("one")
     (tmp_path / "pyproject.toml").write_text("")
     identity = ("-c", "user.name=a", "-c", "user.email=a@b")
     for words in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "one")):
         subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
-    monkeypatch.setattr(api, "__file__", str(code))
-    commit = api._commit()
+    monkeypatch.setattr(meta, "__file__", str(code))
+    commit = meta._commit()
     assert re.fullmatch("[0-9a-f]{7,40}", commit)
     code.write_text("two")
-    assert api._commit() == f"{commit}-dirty"
+    assert meta._commit() == f"{commit}-dirty"

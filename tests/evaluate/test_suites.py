@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from published_files import WRITERS, dump, frames, parquet, png, threedsrbench, vsibench
 
 from stillroom import api, cli
+from stillroom.cli import parsing
 from stillroom.evaluate import scan2cap, spatialbench, vsi_bench
 from stillroom.evaluate.flip_groups import threedsr_table
 from stillroom.evaluate.letters import LETTER_RULES
@@ -49,7 +50,7 @@ def items(folders):
 
 
 def test_every_suite_has_a_small_file_and_the_command_line_knows_it():
-    assert set(WRITERS) == set(SUITES) == set(cli.SuiteName.__args__)
+    assert set(WRITERS) == set(SUITES) == set(parsing.SuiteName.__args__)
 
 
 @pytest.mark.parametrize("name", NAMES)

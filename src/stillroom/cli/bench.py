@@ -1,7 +1,4 @@
-"""The verbs that compare and look into students: ``ablate``, ``probe`` and ``bench latency``.
-
-Registered in ``cli.py``.
-"""
+"""The verbs that compare, look into and time models: ``ablate``, ``probe``, ``bench latency``."""
 
 from __future__ import annotations
 
@@ -15,11 +12,12 @@ import tyro
 from tyro.conf import Positional
 
 from stillroom.bench.options import LatencyOptions
+from stillroom.cli import parsing
+from stillroom.cli.parsing import Folder
 from stillroom.console import progress_bar
 
 Suite = Annotated[Literal["table2", "table3", "slots"], tyro.conf.arg(metavar="SUITE")]
 Checkpoint = Annotated[str, tyro.conf.arg(metavar="CHECKPOINT")]
-Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Split = Literal["train", "val", "test", "shifted", "all"]
 
 
@@ -74,14 +72,14 @@ def ablate(words: Sequence[str]) -> int:
         """
         return locals()
 
-    from stillroom import api, cli, recipes
+    from stillroom import api, recipes
     from stillroom.records import BadInputError
 
-    given = cli._parse(options, words, "ablate")
+    given = parsing.parse(options, words, "ablate")
     as_json = given.pop("json")
     known = recipes.table("distill")
     if given["recipe"] not in known:
-        raise BadInputError(cli._unknown("recipe", given["recipe"], known))
+        raise BadInputError(parsing.unknown("recipe", given["recipe"], known))
     logging.getLogger("stillroom.bench").setLevel(logging.INFO)
     left: list[int] = []
 
@@ -95,12 +93,12 @@ def ablate(words: Sequence[str]) -> int:
             given.pop("suite"), split=given.pop("eval_split"), progress=watch, **given
         )
     if as_json:
-        cli._say(json.dumps(record))
+        parsing.say(json.dumps(record))
     else:
         from stillroom.bench.ablation_report import findings
 
         state = [] if left[0] else [f"{given['out']} was finished already"]
-        cli._say("\n".join([*state, *findings(record), str(given["out"] / "ABLATION.html")]))
+        parsing.say("\n".join([*state, *findings(record), str(given["out"] / "ABLATION.html")]))
     return 1 if record["failed"] else 0
 
 
@@ -133,22 +131,22 @@ def probe(words: Sequence[str]) -> int:
         """
         return locals()
 
-    from stillroom import api, cli
+    from stillroom import api
 
-    given = cli._parse(options, words, "probe")
+    given = parsing.parse(options, words, "probe")
     as_json = given.pop("json")
     finished = (given["out"] / "PROBE.json").is_file()
     with progress_bar("reading slots") as progress:
         record = api.probe(**given, progress=progress)
     if as_json:
-        cli._say(json.dumps(record))
+        parsing.say(json.dumps(record))
     else:
         from stillroom.bench.probe_report import best_table
 
         if finished:
-            cli._say(f"{given['out']} was finished already")
-        cli._say(best_table(record).markdown())
-        cli._say(str(given["out"] / "PROBE.html"))
+            parsing.say(f"{given['out']} was finished already")
+        parsing.say(best_table(record).markdown())
+        parsing.say(str(given["out"] / "PROBE.html"))
     return 0
 
 
@@ -181,9 +179,9 @@ def bench_latency(words: Sequence[str]) -> int:
         """
         return locals()
 
-    from stillroom import api, cli
+    from stillroom import api
 
-    given = cli._parse(options, words, "bench latency")
+    given = parsing.parse(options, words, "bench latency")
     as_json = given.pop("json")
     had = given["out"] is not None and (given["out"] / "latency.json").is_file()
     with progress_bar("measuring") as progress:
@@ -192,6 +190,6 @@ def bench_latency(words: Sequence[str]) -> int:
         from stillroom.bench.latency import lines
 
         state = [f"{given['out']} was finished already"] if had else []
-        cli._say("\n".join([*state, *lines(record)]))
-    cli._say(json.dumps(record))
+        parsing.say("\n".join([*state, *lines(record)]))
+    parsing.say(json.dumps(record))
     return 0
