@@ -61,6 +61,8 @@ def scaled(config: DistillConfig, world: Path) -> DistillConfig:
             detection_layers=1,
             relation_width=8,
             image_size=0,
+            mention_level=None,
+            measure_level=None,
         ),
         encoder=str(world / ("da3" if "DA3" in config.encoder else "encoder")),
         tokenizer=str(world / "llama") if config.tokenizer else "",

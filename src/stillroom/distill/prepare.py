@@ -217,6 +217,8 @@ def _fingerprint(config: DistillConfig) -> dict[str, Any]:
     for name in ("detection_least", "detection_kinds"):
         if not config.losses.detection or found["student"][name] == before[name]:
             del found["student"][name]
+    if not config.student.image_size:
+        del found["student"]["image_size"]
     return found
 
 
