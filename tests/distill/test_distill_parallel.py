@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distill_run import TINY, run, world  # noqa: F401  # the fixture
 from test_slot_supervision import ALONE, BESIDE, config, slot_gradient
+from tiny_world import TINY, run
 from two_gloo import both
 
 from stillroom.distill.config import LossConfig
@@ -65,7 +65,7 @@ FLAGS = {
 }
 
 
-def both_do(world: Path, out: Path) -> None:  # noqa: F811
+def both_do(world: Path, out: Path) -> None:
     """What each of the two processes does."""
     for supervision in ("answer", "extra"):
         asked = config(BESIDE, supervision, micro_batches=4, parallel="ddp")
@@ -77,7 +77,7 @@ def both_do(world: Path, out: Path) -> None:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes leave; they are started once for all."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("two")
@@ -86,7 +86,7 @@ def two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa:
 
 
 def test_two_ddp_processes_give_slots_the_gradient_of_the_answer_alone(
-    world: Path,  # noqa: F811
+    world: Path,
     two: Path,
     tmp_path: Path,
 ) -> None:
@@ -96,7 +96,7 @@ def test_two_ddp_processes_give_slots_the_gradient_of_the_answer_alone(
 
 
 def test_ten_steps_with_a_trained_depth_head_have_the_loss_of_one_process(
-    world: Path,  # noqa: F811
+    world: Path,
     two: Path,
     tmp_path: Path,
 ) -> None:
@@ -119,7 +119,7 @@ def test_ten_steps_with_a_trained_depth_head_have_the_loss_of_one_process(
 SWITCHES = ("detection", "spatial", "multi-view")
 
 
-def torchrun(world: Path, out: Path, parallel: str, *more: str) -> subprocess.CompletedProcess[str]:  # noqa: F811
+def torchrun(world: Path, out: Path, parallel: str, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "stillroom", "distill", "mini_cpu"]
     command += ["--scenes", str(world / "scenes"), "--labels", str(world / "labels")]
@@ -134,7 +134,7 @@ def torchrun(world: Path, out: Path, parallel: str, *more: str) -> subprocess.Co
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_torchrun_distils_as_one_process_does(
-    world: Path,  # noqa: F811
+    world: Path,
     tmp_path: Path,
     parallel: str,
 ) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_world import write_world
+from tiny_world import TINY, run
 
 from stillroom.distill import look as look_module
 from stillroom.distill import run as run_module
 from stillroom.distill.batches import Batches, items_by_scene
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig, StudentSizes
+from stillroom.distill.config import LossConfig
 from stillroom.distill.features import FeatureCache, cache_features
 from stillroom.distill.prepare import text_alone
 from stillroom.distill.run import distill
@@ -37,32 +37,7 @@ from stillroom.teachers.label_store import open_labels
 from stillroom.testing import FixedTeacher, tiny_store
 from stillroom.text.tokenizer import load_tokenizer
 from stillroom.text.vocabulary import Vocabulary
-from stillroom.training.config import TrainConfig
 from stillroom.training.runlog import read_log
-
-TINY = DistillConfig(
-    train=TrainConfig(
-        steps=6, scenes_per_step=2, learning_rate=1e-2, evaluate_every=3, save_every=1, log_every=1
-    ),
-    student=StudentSizes(hidden_size=16, layers=1, heads=2, intermediate_size=32, vision_grid=2),
-    slots=SlotConfig(count=2),
-    questions_per_scene=4,
-)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
-
-
-def run(world: Path, out: Path, config: DistillConfig = TINY) -> str:
-    return distill(
-        config,
-        scenes=world / "scenes",
-        labels=world / "labels",
-        out=out,
-        encoder=world / "encoder",
-    )
 
 
 def test_a_run_ends_with_a_student_that_answers(world: Path, tmp_path: Path) -> None:
@@ -373,7 +348,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 import torch
 torch.set_num_threads(1)
-import test_distill_run as t
+import tiny_world as t
 config = replace(t.TINY, train=replace(t.TINY.train, steps=30, evaluate_every=10, save_every=4))
 t.run(Path(sys.argv[1]), Path(sys.argv[2]), config)
 """
@@ -413,6 +388,8 @@ def test_killed_at_five_moments_it_ends_with_the_same_loss(world: Path, tmp_path
 
 
 OWN = load_tokenizer().vocabulary()
+
+
 SWAPPED = (*OWN.tokens[:300], OWN.tokens[301], OWN.tokens[300], *OWN.tokens[302:])
 
 

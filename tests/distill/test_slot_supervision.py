@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_distill_run import TINY, run
-from test_distill_run import world as world  # the same scenes, labels and encoder
+from tiny_world import TINY, run
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
