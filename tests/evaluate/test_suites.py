@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -248,7 +249,7 @@ def test_unknown_suites_and_folders_are_refused():
     with pytest.raises(BadInputError, match="known: vsibench"):
         find_suite("scanqb")
     with pytest.raises(BadInputError, match="not found"):
-        read_items(SUITES["scanqa"], api.Path("/nowhere"))
+        read_items(SUITES["scanqa"], Path("/nowhere"))
 
 
 def test_frames_are_an_even_grid_with_both_ends():

@@ -58,8 +58,10 @@ def test_offloaded_weights_give_the_same_labels(checkpoint: Path) -> None:
     assert {parameter.device.type for parameter in teacher.model.parameters()} == {"meta"}
     for one, other in zip(plain, offloaded, strict=True):
         assert one.answer == other.answer
-        for name in ("topk_ids", "topk_logits", "last_hidden", "attention"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_array_equal(one.topk_ids, other.topk_ids)
+        # Weights that stay are packed for the CPU, whose sums are rounded in another order.
+        for name in ("topk_logits", "last_hidden", "attention"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -136,7 +137,9 @@ def test_one_process_speaks_for_all(runs: Path) -> None:
     first, second = json.loads((runs / "said.json").read_text())
     assert "by 1 processes up to step 3 and goes on with 2" in first
     # torch has its own word in every process: it cannot know that a term may be off.
-    assert [line for line in second.splitlines() if not line.startswith("[rank1]:[W")] == []
+    # So has torchao, which transformers imports, of the GPU parts that are not here.
+    theirs = re.compile(r"\[rank1\]:\[W|.*/torchao/_C_|W\d+ .*torch/utils/_pytree\.py")
+    assert [line for line in second.splitlines() if not theirs.match(line)] == []
 
 
 def test_processes_that_would_train_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
