@@ -140,7 +140,7 @@ def test_both_models_are_measured_in_turns_and_the_ratios_are_theirs() -> None:
     for kind in ("cold", "warm"):
         ratio = teacher[kind]["total_ms"]["median"] / student[kind]["total_ms"]["median"]
         assert record["ratio"][kind] == pytest.approx(ratio, abs=1e-3)
-    assert record["parameters"]["student"] == 1_677_456
+    assert record["parameters"]["student"] == 1_728_604
     assert [entry.get("views", entry.get("batch")) for entry in student["sweep"]] == [1, 2, 1, 3]
     stages = ("prepare", "see", "read", "answer")
     for one in (teacher, student):
@@ -256,7 +256,7 @@ def test_the_verb_measures_the_shipped_models_and_draws(
     assert json.loads((tmp_path / "latency.json").read_text()) == record
     assert record["answers_equal"] is True
     assert record["answers_compared"]["student"] == {"equal": 24, "of": 24}
-    assert record["parameters"] == {"teacher": 5_323_264, "student": 1_677_456}
+    assert record["parameters"] == {"teacher": 5_323_264, "student": 1_728_604}
     assert set(record["ratio"]) == set(record["ratio_as_asked"]) == {"cold", "warm"}
     assert json.loads((tmp_path / "latency.json").read_text())["ratio"] == record["ratio"]
     assert f"{record['ratio']['cold']:.2f} times as fast cold" in page(tmp_path)
@@ -305,7 +305,7 @@ def quantised_folder(folder: Path) -> Path:
 def test_weights_of_few_bits_are_counted_as_a_checkpoint_counts_them(tmp_path: Path) -> None:
     answerer = StudentAnswerer.from_folder(quantised_folder(tmp_path))
     small = contestants.student(answerer.student, views=2, question_tokens=7, name="student")
-    assert small.parameters == registry.count_parameters(tmp_path) == 1_677_456
+    assert small.parameters == registry.count_parameters(tmp_path) == 1_728_604
     file = sum(part.stat().st_size for part in tmp_path.glob("*.safetensors"))
     assert 0.97 * file < small.weight_bytes <= file
     full, work = mini_student().work(100, 20), small.work(100, 20)

@@ -158,7 +158,7 @@ def test_the_folder_is_small_and_says_what_it_is(folder: Path, form: str) -> Non
     assert kinds == {"torch.int8", "torch.bfloat16"} | (
         {"torch.uint8"} if form == "int4" else set()
     )
-    assert registry.count_parameters(folder) == 1_677_456
+    assert registry.count_parameters(folder) == 1_728_604
 
 
 def test_it_is_loaded_asked_and_saved_like_any_other(folder: Path, tmp_path: Path) -> None:
