@@ -8,9 +8,10 @@ are no patches, stays; each other one is merged into the most similar that stays
 the mean of what is merged), attention is among these, and its result goes back to all that were
 merged. For the student and for recipes of full size this counts operations, which need no weights:
 of looking and of a whole cold question, as they are and merged, the search for what is similar
-included; and what merging could save at most, were attention across views free. The student, which
-was not trained for it, also answers questions about made rooms both ways (``quant_accuracy.py``
-says how they are compared). Nothing here is timed. Prints a table, then one JSON line.
+included; and what merging could save at most, were attention across views and its projections free.
+The student, which was not trained for it, also answers questions about made rooms both ways
+(``quant_accuracy.py`` says how they are compared; ``--rooms 0`` only counts). Nothing here is
+timed. Prints a table, then one JSON line.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def counted(config: StillroomConfig, views: int) -> dict[str, Any]:
     sizes: Any = config.encoder_sizes
     special = 1 + getattr(sizes, "registers", 0)
     tokens = views * ((config.image_size // sizes.patch_size) ** 2 + special)
-    free = 4.0 * tokens**2 * sizes.width * len(across(student))
+    free = (4.0 * tokens**2 * sizes.width + 8.0 * tokens * sizes.width**2) * len(across(student))
     return {
         "views": views,
         "tokens_across": tokens,
@@ -161,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", default="student_mini", help="a shipped name or a folder")
     parser.add_argument("--recipes", nargs="*", default=["edge", "paper_h100"])
-    parser.add_argument("--rooms", type=int, default=40)
+    parser.add_argument("--rooms", type=int, default=40, help="rooms asked about; 0 for none")
     parser.add_argument("--out", type=Path, help="file that the JSON line is also written to")
     chosen = parser.parse_args()
 
@@ -182,7 +183,7 @@ def main() -> None:
         print(f"{name}: {one['see'] / 1e9:,.2f} GFLOP to look, {one['cold'] / 1e9:,.2f} cold")
         for title, less in (("free attention", one["at_most"]), *one["saved"].items()):
             print(f"  {title:16}{less['see']:8.1%} less to look {less['cold']:8.1%} less cold")
-    rows = answered(chosen.student, chosen.rooms)
+    rows = answered(chosen.student, chosen.rooms) if chosen.rooms else {}
     for form, row in rows.items():
         print(
             f"{form:10}{row['score']:8.1%} right {row['points']:+.2f} points "
