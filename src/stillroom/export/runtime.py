@@ -290,7 +290,7 @@ def _session(file: Path, threads: int | None) -> Any:
     if not file.is_file():
         raise BadInputError(f"{file.parent} holds no {file.name}; export the student again")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and said by us
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
