@@ -208,6 +208,7 @@ def measure(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
     return {
         "benchmark": "quant_accuracy",
         "student": chosen.student,
+        "revision": registry.describe(chosen.student)["revision"],
         "scenes": results["meta"]["scenes"],
         "questions": results["meta"]["questions"],
         "split": chosen.split,

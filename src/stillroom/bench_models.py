@@ -42,14 +42,14 @@ def run_loaded(
     """Models of these names on a store's first scenes, or on rooms made for it.
 
     Raises:
-        BadInputError: no such model, a teacher that is no LLaVA-3D, too few scenes, or weights of 8
-            or 4 bits in float32.
+        BadInputError: no such model, a teacher that is no LLaVA-3D, too few scenes or photos, or
+            weights of 8 or 4 bits in float32.
     """
     import torch
     from transformers import AutoConfig
 
     from stillroom import registry
-    from stillroom.bench.run import bench_models
+    from stillroom.bench.run import bench_models, require_photos
     from stillroom.students.session import StudentAnswerer
     from stillroom.teachers.device import chosen_device
     from stillroom.teachers.llava3d import LLaVA3DTeacher
@@ -76,6 +76,7 @@ def run_loaded(
             f"{scenes} holds {len(asked)} scenes, at least {LEAST_SCENES} are needed; name a "
             "larger store, or leave --scenes out"
         )
+    require_photos(asked[0][0], options)
     place = registry.locate(student)
     weights = AutoConfig.from_pretrained(place).weights
     if weights != "full" and options.dtype == "float32":

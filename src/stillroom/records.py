@@ -372,6 +372,13 @@ def weights_digest(place: Path | str) -> str:
     return digest.hexdigest()[:16]
 
 
+def require_folder(out: Path) -> None:
+    """Raises BadInputError where ``out`` is a file or lies under one."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise BadInputError(f"{place} is a file; --out names a folder")
+
+
 def require_file(path: Path, what: str) -> Path:
     """``path`` if it is a file. Raises BadInputError naming ``what`` otherwise."""
     if not path.is_file():

@@ -29,6 +29,7 @@ from stillroom.records import Answer, BadInputError
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor
 from stillroom.students.session import StudentAnswerer
+from stillroom.teachers.llava3d import LLaVA3DTeacher
 from stillroom.teachers.llava3d_config import LLaVA3DConfig
 from stillroom.testing import tiny_questions, tiny_scene
 
@@ -178,6 +179,37 @@ def test_more_photos_take_what_their_operations_say() -> None:
             else:
                 assert far["work"]["see"] >= 1.95 * one["work"]["see"]
         assert "by operations" in "\n".join(lines(record))
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_operations_are_those_of_the_photos_that_were_seen(name: str) -> None:
+    scene = tiny_scene(1, views=3, size=112)
+    run = latency._Run(name, QUICK, CPU)
+    run.begin(latency._Loaded(replace(MAKE[name](), views=8), None), scene, first=True)
+    assert run.about["views"] == 3
+    assert run.work == replace(MAKE[name](), views=3).work(run.about["scene_tokens"], run.question)
+    assert run.work.see < MAKE[name]().work(run.about["scene_tokens"], 7, views=8).see
+
+
+def test_the_bench_looks_without_gradients_as_sessions_do() -> None:
+    looked: list[bool] = []
+
+    def watched(name: str) -> contestants.Contestant:
+        one = MAKE[name]()
+        assert any(weight.requires_grad for weight in one.model.parameters())
+        assert not one.see(one.prepare(tiny_scene(1, size=112))).requires_grad
+
+        def see(inputs: Any) -> Any:
+            seen = one.see(inputs)
+            looked.append(torch.is_grad_enabled() or seen.requires_grad)
+            return seen
+
+        return replace(one, see=see)
+
+    makers = {name: (lambda name=name: watched(name)) for name in MAKE}
+    measure(makers, [tiny_scene(1, size=112)], QUICK, CPU)
+    assert looked
+    assert not any(looked)
 
 
 def test_models_that_do_not_fit_together_are_loaded_in_turn() -> None:
@@ -341,6 +373,7 @@ def test_a_cache_is_counted_by_the_width_that_heads_have() -> None:
     ("given", "complaint"),
     [
         ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"threads": 99_999_999_999}, r"threads must be at most the \d+ cores .* got 99999999999"),
         ({"teacher_views": 0}, "teacher_views must be at least 1, got 0"),
         ({"sweep_batch": (4, 0)}, "sweep_batch must be at least 1, got 0"),
         ({"sweep_views": (0,)}, "sweep_views must be at least 1, got 0"),
@@ -360,15 +393,26 @@ def test_what_would_fail_late_is_refused_before_a_model_is_loaded(
         raise AssertionError("measured")
 
     monkeypatch.setattr("stillroom.bench.run.measure", never)
-    monkeypatch.setattr(StudentAnswerer, "answer", never, raising=False)
+    monkeypatch.setattr(StudentAnswerer, "from_folder", never)
+    monkeypatch.setattr(LLaVA3DTeacher, "from_folder", never)
     file = tmp_path / "out.json"
     file.write_text("{}")
     with pytest.raises(BadInputError, match="is a file; --out names a folder"):
         api.bench_latency(QUICK, out=file)
+    with pytest.raises(BadInputError, match=r"out\.json is a file; --out names a folder"):
+        api.bench_latency(QUICK, out=file / "deeper" / "still")
     with pytest.raises(BadInputError, match=r"scene_count must be at least 2.*got 1"):
         api.bench_latency(QUICK, scene_count=1)
-    with pytest.raises(BadInputError, match="asks for 9 photos, the first scene has 6"):
-        api.bench_latency(replace(QUICK, sweep_views=(2, 9)), scene_count=2)
+    for name, given in (
+        ("sweep_views", (2, 9)),
+        ("at_teacher_views", 9),
+        ("at_student_views", 9),
+    ):
+        asked = replace(QUICK, **{name: given})
+        with pytest.raises(
+            BadInputError, match=f"{name} asks for 9 photos, the first scene has 6; name fewer"
+        ):
+            api.bench_latency(asked, scene_count=2)
 
 
 def test_a_token_that_seems_to_take_no_time_is_not_told() -> None:

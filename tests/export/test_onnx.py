@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -369,8 +371,6 @@ def test_an_export_that_is_there_is_finished_and_another_one_is_refused(
 
 
 def test_damaged_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:
-    import shutil
-
     for number, (name, complaint) in enumerate(
         (
             ("onnx.json", "is damaged"),
@@ -387,3 +387,58 @@ def test_damaged_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:
     (tmp_path / "0" / "prefill.onnx").unlink()
     with pytest.raises(BadInputError, match=r"holds no prefill\.onnx"):
         GraphStudent.from_folder(tmp_path / "0")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "complaint"),
+    [
+        ("onnx.json", {"slots": "a"}, "slots must be a whole number from 0 on, got 'a'"),
+        ("onnx.json", {"layers": 2.5}, "layers must be a whole number from 1 on, got 2.5"),
+        ("onnx.json", {"positions": 0}, "positions must be a whole number from 1 on, got 0"),
+        ("onnx.json", {"max_answer_tokens": None}, "max_answer_tokens must be a whole number"),
+        ("onnx.json", {"visibility": "all"}, "visibility must be one of prefix, causal, got 'all'"),
+        ("onnx.json", {"has_depth": "yes"}, "has_depth must be one of True, False, got 'yes'"),
+        ("onnx.json", {"depth_unit": "inch"}, "depth_unit must be one of None, metre, scene"),
+        ("onnx.json", {"slots": 99}, r"decode\.onnx cannot be run on what onnx\.json"),
+        ("processor_config.json", {"image_size": 111}, r"encoder\.onnx cannot be run on what"),
+        ("processor_config.json", {"image_size": "a"}, "invalid literal"),
+        ("processor_config.json", {"image_size": 0}, "image_size must be at least 1, got 0"),
+        ("processor_config.json", {"max_views": -1}, "max_views must be at least 1, got -1"),
+    ],
+)
+def test_settings_that_were_changed_are_refused_in_one_sentence(
+    graphs: Path,
+    file: str,
+    change: dict[str, Any],
+    complaint: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(graphs, copy)
+    settings = json.loads((copy / file).read_text())
+    assert set(change) <= set(settings)
+    (copy / file).write_text(json.dumps(settings | change))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["ask", str(copy), str(CAPTURE), "Why?", "--runtime", "onnx"])
+    assert stop.value.code == 2
+    said = capfd.readouterr().err
+    assert len(said.strip().splitlines()) == 1
+    assert re.search(complaint, said), said
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(StillroomStudent, "from_pretrained", never)
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for form in ("onnx", "int8", "int4", "executorch"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["export", "student_mini", "--to", form, "--out", str(file / "under" / "it")])
+        assert stop.value.code == 2
+        assert f"{file} is a file; --out names a folder" in capsys.readouterr().err
+    assert file.read_text() == "mine"

@@ -130,6 +130,10 @@ def student(model: StillroomStudent, *, views: int, question_tokens: int, name: 
         photos = processor.images([view.rgb for view in scene.views])
         return torch.from_numpy(photos).to(device)[None]
 
+    @torch.no_grad()
+    def see(photos: Tensor) -> Tensor:
+        return model.vision_tokens(model.features(photos))
+
     return Contestant(
         name=name,
         model=model,
@@ -137,7 +141,7 @@ def student(model: StillroomStudent, *, views: int, question_tokens: int, name: 
         visibility=config.visibility,
         views=views,
         prepare=prepare,
-        see=lambda photos: model.vision_tokens(model.features(photos)),
+        see=see,
         prompt=lambda: model.prompt(ids),
         see_flops=lambda count, _: _seen_flops(model, count),
         tokens_of=lambda scene, count: model.vision_length(min(count, len(scene.views))),
@@ -156,6 +160,7 @@ def teacher(model: LLaVA3D, *, views: int, question_tokens: int, name: str) -> C
         arrays = (inputs.images, inputs.depths, inputs.poses, inputs.intrinsics)
         return tuple(torch.from_numpy(array)[None].to(model.device) for array in arrays)
 
+    @torch.no_grad()
     def see(inputs: tuple[Tensor, ...]) -> Tensor:
         images, *geometry = inputs
         images = images.to(model.dtype)

@@ -39,6 +39,7 @@ SWEPT = 3
 Maker = Callable[[], Contestant]
 
 
+@torch.no_grad()
 def measure(
     makers: Mapping[str, Maker],
     scenes: Sequence[Scene],
@@ -119,12 +120,13 @@ class _Run:
             return
         prefix = one.read(one.see(one.prepare(scene)))
         self.question = len(one.prompt())
-        self.work = one.work(prefix.length, self.question)
+        seen = min(one.views, len(scene.views))
+        self.work = one.work(prefix.length, self.question, views=seen)
         self.about = {
             "name": one.name,
             "parameters": one.parameters,
             "weight_bytes": one.weight_bytes,
-            "views": min(one.views, len(scene.views)),
+            "views": seen,
             "scene_tokens": prefix.length,
             "question_tokens": self.question,
             "scene_bytes": prefix.nbytes,

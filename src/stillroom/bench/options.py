@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +59,11 @@ class LatencyOptions:
             for count in given if isinstance(given, tuple) else (given,):
                 if count is not None and count < 1:
                     raise BadInputError(f"{name} must be at least 1, got {count}")
+        cores = os.cpu_count()
+        if self.threads is not None and cores is not None and self.threads > cores:
+            raise BadInputError(
+                f"threads must be at most the {cores} cores of this machine, got {self.threads}"
+            )
         if self.warm_up < 0:
             raise BadInputError(f"warm_up must be at least 0, got {self.warm_up}")
         if self.tokens < 2:

@@ -15,7 +15,7 @@ from stillroom.bench.asked import Asked, ask_in_turns, count_equal
 from stillroom.bench.figures import draw
 from stillroom.bench.latency import Maker, measure
 from stillroom.bench.options import LatencyOptions
-from stillroom.records import Answerer, BadInputError
+from stillroom.records import Answerer, BadInputError, Scene, require_folder
 from stillroom.students.config import StillroomConfig
 from stillroom.students.session import StudentAnswerer
 from stillroom.teachers.llava3d import LLaVA3DTeacher
@@ -39,13 +39,6 @@ def bench_models(
     """Loaded models on scenes with questions: stages, questions as they are, equal answers."""
     device = student.student.device
     scenes = [scene for scene, _ in asked]
-    most = max(options.sweep_views, default=0)
-    for scene in scenes[:1]:
-        if most > len(scene.views):
-            raise BadInputError(
-                f"sweep_views asks for {most} photos, the first scene has {len(scene.views)}; name "
-                "fewer"
-            )
     views = {"teacher": teacher.model.settings.num_frames, "student": student.processor.max_views}
     words = {"question_tokens": options.question_tokens}
     makers: dict[str, Maker] = {
@@ -70,6 +63,24 @@ def bench_models(
         name: {"equal": same, "of": count} for name, (same, count) in equal.items()
     }
     return record
+
+
+def require_photos(scene: Scene, options: LatencyOptions) -> None:
+    """Nothing may be asked about photos that a scene does not have.
+
+    Raises:
+        BadInputError: an option asks for more, by name.
+    """
+    asked = {
+        "sweep_views": max(options.sweep_views, default=0),
+        "at_teacher_views": options.at_teacher_views or 0,
+        "at_student_views": options.at_student_views or 0,
+    }
+    for name, most in asked.items():
+        if most > len(scene.views):
+            raise BadInputError(
+                f"{name} asks for {most} photos, the first scene has {len(scene.views)}; name fewer"
+            )
 
 
 def bench_random(
@@ -112,10 +123,9 @@ def finished(out: Path, asked: Mapping[str, Any], options: LatencyOptions) -> di
     """The record that a folder holds of just this measurement; None where it holds none.
 
     Raises:
-        BadInputError: ``out`` is a file, or holds a record of something else.
+        BadInputError: ``out`` is or lies under a file, or holds a record of something else.
     """
-    if out.exists() and not out.is_dir():
-        raise BadInputError(f"{out} is a file; --out names a folder")
+    require_folder(out)
     file = out / RECORD_FILE
     if not file.is_file():
         return None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stillroom.records import BadInputError, weights_digest
+from stillroom.records import BadInputError, require_folder, weights_digest
 
 #: What a folder says of the export that made it.
 EXPORT_FILE = "export.json"
@@ -20,8 +20,9 @@ def finished(where: Path | str, out: Path, form: str) -> dict[str, Any] | None:
     """What an earlier export of the same student in the same form said; None of a free folder.
 
     Raises:
-        BadInputError: ``out`` is a file, or a folder with something else in it.
+        BadInputError: ``out`` is or lies under a file, or is a folder with something else in it.
     """
+    require_folder(out.parent)
     if not out.is_file() and not (out.is_dir() and any(out.iterdir())):
         return None
     try:

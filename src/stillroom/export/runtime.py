@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -28,6 +28,15 @@ from stillroom.students.processor import Photo, StillroomProcessor, photo_identi
 
 GRAPHS = ("encoder", "prefill", "decode")
 CONFIG_FILE = "onnx.json"
+#: Whole numbers that the runtime has to know beside the graphs, and the least that each may be.
+_LEAST = {
+    "layers": 1,
+    "heads": 1,
+    "head_width": 1,
+    "slots": 0,
+    "positions": 1,
+    "max_answer_tokens": 1,
+}
 #: Keys and values get room in steps of so many positions.
 ROOM = 64
 
@@ -221,24 +230,55 @@ def read_settings(file: Path, form: str) -> dict[str, Any]:
         )
     try:
         settings: dict[str, Any] = json.loads(file.read_text())
-        for name in ("layers", "heads", "head_width", "slots", "positions", "visibility"):
-            settings[name]
+        complaint = _complaint(settings)
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInputError(f"{file} is damaged ({error}); export the student again") from None
+        complaint = str(error)
+    if complaint:
+        raise BadInputError(f"{file} is damaged ({complaint}); export the student again")
     return settings
+
+
+def _complaint(settings: Mapping[str, Any]) -> str:
+    """What is wrong with the settings beside graphs; empty where nothing is."""
+    counts = {name: settings[name] for name in _LEAST}
+    if "words" in settings:
+        counts["words"] = settings["words"]
+    for name, value in counts.items():
+        least = _LEAST.get(name, 1)
+        if type(value) is not int or value < least:
+            return f"{name} must be a whole number from {least} on, got {value!r}"
+    one_of = {
+        "visibility": (settings["visibility"], ("prefix", "causal")),
+        "has_depth": (settings.get("has_depth", False), (True, False)),
+        "depth_unit": (settings.get("depth_unit"), (None, *get_args(DepthUnit))),
+    }
+    for name, (value, known) in one_of.items():
+        if value not in known:
+            return f"{name} must be one of {', '.join(map(str, known))}, got {value!r}"
+    return ""
 
 
 class OnnxGraph:
     """A graph run by onnxruntime, with so many ``threads`` (default: its own choice)."""
 
     def __init__(self, file: Path, threads: int | None) -> None:
-        self.session = _session(file, threads)
+        self.file, self.session = file, _session(file, threads)
         self.inputs = {one.name for one in self.session.get_inputs()}
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """As the protocol says."""
+        """As the protocol says.
+
+        Raises:
+            BadInputError: the graph was made for other inputs: a file beside it was changed.
+        """
         taken = {name: array for name, array in inputs.items() if name in self.inputs}
-        found: list[np.ndarray] = self.session.run(None, taken)
+        try:
+            found: list[np.ndarray] = self.session.run(None, taken)
+        except Exception as error:  # onnxruntime's own exceptions have no common class
+            raise BadInputError(
+                f"{self.file} cannot be run on what {CONFIG_FILE} and processor_config.json beside "
+                f"it ask for ({_first_line(error)}); export the student again"
+            ) from None
         return found
 
 
@@ -250,11 +290,15 @@ def _session(file: Path, threads: int | None) -> Any:
     if not file.is_file():
         raise BadInputError(f"{file.parent} holds no {file.name}; export the student again")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised, and said by us
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions have no common class
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise BadInputError(f"{file} cannot be read ({reason}); export the student again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -171,16 +171,21 @@ class StillroomProcessor:
         """
         try:
             settings = json.loads(_find(where, CONFIG_FILE).read_text())
+            counts = {name: int(settings[name]) for name in ("image_size", "max_views")}
+            for name, count in counts.items():
+                if count < 1:
+                    raise ValueError(f"{name} must be at least 1, got {count}")
             return cls(
-                image_size=int(settings["image_size"]),
-                max_views=int(settings["max_views"]),
+                **counts,
                 tokenizer=Tokenizer(
                     _find(where, TOKENIZER_FILE),
                     # Folders older than these settings have the made worlds' tokenizer.
                     **{name: int(settings[name]) for name in _SPECIAL_IDS if name in settings},
                 ),
             )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except BadInputError:
+            raise
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise BadInputError(
                 f"{where} holds no student's {CONFIG_FILE} ({error}); save the processor again"
             ) from error
