@@ -14,8 +14,9 @@ from PIL import Image
 from stillroom import cli, registry
 from stillroom.asking import Reply, box_lines, box_rows, depth_lines, write_depth
 from stillroom.distill.build import build_student
-from stillroom.distill.config import DistillConfig, LossConfig, SlotConfig
+from stillroom.distill.config import DistillConfig, SlotConfig
 from stillroom.geometry.poses import rotation_z
+from stillroom.recipes.mini import mini_cpu_long
 from stillroom.records import OrientedBox, SceneGeometry
 from stillroom.training.config import TrainConfig
 
@@ -26,9 +27,10 @@ QUESTION = "Is the cabinet in the room?"
 @pytest.fixture(scope="module")
 def detecting(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The shipped student with a detector that is sure of a cabinet, half a turn from nothing."""
-    config = DistillConfig(
-        train=TrainConfig(steps=1, scenes_per_step=1),
-        losses=LossConfig(detection=True),
+    shipped = mini_cpu_long()
+    config = replace(
+        shipped,
+        losses=replace(shipped.losses, detection=True),
         start_from=str(registry.MODELS / "student_mini"),
     )
     student, processor = build_student(config, "")

@@ -102,7 +102,7 @@ def test_a_token_reads_the_layers_the_head_and_what_is_cached() -> None:
     lm: PreTrainedModel = one.lm
     layers = sum(p.numel() for p in lm.base_model.layers.parameters())
     head = lm.get_output_embeddings().weight.numel()
-    assert work.token_bytes == 4 * (layers + head + 2 * 3 * 120 * 128)
+    assert work.token_bytes == 4 * (layers + head + 2 * 5 * 120 * 128)
 
 
 def test_photos_of_the_empty_room_show_its_walls_at_their_depth() -> None:
@@ -343,12 +343,12 @@ def test_weights_of_few_bits_are_counted_as_a_checkpoint_counts_them(tmp_path: P
     full, work = mini_student().work(100, 20), small.work(100, 20)
     assert (work.read, work.ask, work.token) == (full.read, full.ask, full.token)
     # Half a byte and a scale's share for a number of a layer, one and a scale's for the head's.
-    cached = 2 * 3 * 120 * 128
+    cached = 2 * 5 * 120 * 128
     lm = small.lm
-    numbers = 3 * 12 * 128 * 128
+    numbers = 5 * (4 * 128 * 128 + 2 * 128 * 240)
     least = numbers / 2 + 1024 * 128 + 2 * cached
     assert least < work.token_bytes < 1.4 * least
-    assert lm.config.num_hidden_layers == 3
+    assert lm.config.num_hidden_layers == 5
     with pytest.raises(BadInputError, match=r"has int4 weights.*add --dtype bfloat16"):
         api.bench_latency(QUICK, student=str(tmp_path), scene_count=2)
 
