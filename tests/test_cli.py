@@ -278,7 +278,7 @@ def test_a_folder_with_other_settings_is_left_as_it_is(
 
 
 def test_params_counts_what_the_shipped_student_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "params", "mini_cpu", "--json")
+    code, out, _ = run(capsys, "params", "mini_cpu_long", "--json")
     assert code == 0
     table = json.loads(out)
     assert table["slots"] == 8 * 128
