@@ -19,7 +19,7 @@ from stillroom.records import FAMILIES, BadInputError
 from stillroom.scenes.store import open_store, write_manifest, write_shard
 from stillroom.testing import tiny_questions, tiny_scene
 
-LEVELS = 4
+LEVELS = 6
 
 
 @pytest.fixture(scope="module")
