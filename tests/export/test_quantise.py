@@ -144,7 +144,8 @@ def test_weights_are_off_by_at_most_half_a_step(folder: Path, form: str) -> None
             gap = (module.unfolded(torch.float32) - weight.float()).abs()
             # The largest of a row or group may lie a rounding of the scale outside.
             assert (gap <= 0.51 * step + 0.005 * weight.abs().max()).all(), name
-    # Four layers in each of five, of which those beside the inner width of 240 keep 8 bits; ten blocks of four in the encoder.
+    # Four layers in each of five blocks, of which those beside the inner width of 240 keep 8 bits;
+    # ten blocks of four in the encoder.
     assert counted == ({4: 0, 8: 60} if form == "int8" else {4: 10, 8: 50})
 
 
