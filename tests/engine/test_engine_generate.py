@@ -264,6 +264,19 @@ def test_recorded_steps_of_the_same_shape_are_made_once(monkeypatch: pytest.Monk
     assert made.call_count == 1
 
 
+@torch.no_grad()
+def test_what_watches_a_layer_is_heard_and_idle_hooks_of_transformers_are_not(
+    lm: PreTrainedModel,
+) -> None:
+    lm.base_model(inputs_embeds=vision(), output_hidden_states=True)
+    assert lm.base_model.layers[0]._forward_hooks
+    assert isinstance(decoder_of(lm), LeanDecoder)
+    handle = lm.base_model.layers[0].register_forward_hook(lambda *_: None)
+    assert not isinstance(decoder_of(lm), LeanDecoder)
+    handle.remove()
+    assert isinstance(decoder_of(lm), LeanDecoder)
+
+
 def test_nothing_is_read_for_an_answer_that_one_choice_is_left_to(lm: PreTrainedModel) -> None:
     prompts = prompts_of(lm, QUESTIONS[:1])
     long = list(range(3, 20))

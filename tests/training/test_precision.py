@@ -10,10 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel
 
+from stillroom.engine.packed import CAN_PACK, linear
 from stillroom.engine.packing import IGNORE_INDEX, pack_questions, stack_rows
 from stillroom.engine.prefix import read_packed
 from stillroom.records import BadInputError
-from stillroom.training.precision import check_precision, decoder_layers, lean_layers, moved
+from stillroom.training.precision import (
+    check_precision,
+    decoder_layers,
+    lean_layers,
+    moved,
+    swift_layers,
+)
 from stillroom.training.runlog import read_log
 
 SIZES = {
@@ -93,6 +100,39 @@ def test_compiled_layers_give_the_same_but_for_rounding(lm: PreTrainedModel) -> 
     torch.testing.assert_close(compiled_loss, loss, rtol=1e-5, atol=1e-5)
     for one, other in zip(compiled_gradients, gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not CAN_PACK, reason="this PyTorch has no oneDNN")
+def test_large_products_are_the_same_both_ways_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        asked.append(tuple(x.shape))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr("stillroom.training.precision.linear", counted)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 200), nn.GELU(), nn.Linear(200, 40, bias=False))
+    few, many = torch.randn(2, 3, 96), torch.randn(2, 400, 96)
+
+    def learnt(x: Tensor) -> list[Tensor]:
+        x = x.clone().requires_grad_()
+        said = model(x)
+        return [said, *torch.autograd.grad(said.square().sum(), [x, *model.parameters()])]
+
+    plain = [learnt(few), learnt(many)]
+    assert not asked
+    with swift_layers(model, tiny_run.CONFIG):
+        swift = [learnt(few), learnt(many)]
+        assert [*map(len, asked)] == [3, 3, 2, 2, 2, 2]  # there by the row, back in the flat
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert model(many).dtype == torch.bfloat16
+    assert all("forward" not in vars(layer) for layer in model)
+    for ones, others in zip(plain, swift, strict=True):
+        for one, other in zip(ones, others, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-3)
+    with swift_layers(model, replace(tiny_run.CONFIG, compile=True)):
+        assert all("forward" not in vars(layer) for layer in model)
 
 
 def test_compiling_what_is_computed_twice_is_refused() -> None:

@@ -60,10 +60,11 @@ class KeyValues:
         end = self.length + keys.shape[2]
         self.reserve(end)
         all_keys, all_values = self.keys[layer], self.values[layer]
-        all_keys[:, :, self.length : end] = keys
-        all_values[:, :, self.length : end] = values
+        count = end - self.length
+        all_keys.narrow(2, self.length, count).copy_(keys)
+        all_values.narrow(2, self.length, count).copy_(values)
         if seen is None or seen == self.length:
-            return all_keys[:, :, :end], all_values[:, :, :end]
+            return all_keys.narrow(2, 0, end), all_values.narrow(2, 0, end)
         return (
             torch.cat([all_keys[:, :, :seen], keys], dim=2),
             torch.cat([all_values[:, :, :seen], values], dim=2),

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.activations import GELUActivation
 
 from stillroom.engine.cache import KeyValues
 from stillroom.engine.mask import for_attention
 from stillroom.engine.packed import (
     PackedLinear,
     identity,
+    is_large,
     is_plain,
     linear,
     pack_anew,
@@ -33,6 +35,8 @@ from stillroom.engine.packed import (
 #: Layers that read the same input are made one where their weights together are this small; for
 #: larger ones a second copy costs more than a second call.
 FUSED_BYTES = 4 << 20
+#: Whose hooks on layers only count while hidden states are being asked for.
+IDLE_HOOKS = "transformers.utils.output_capturing"
 
 
 @runtime_checkable
@@ -268,10 +272,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: _Reading) -> Tensor:
     """New positions look at the row; all of ``[q heads d]``, result ``[q heads*d]``."""
     heads, shared, mask = q.shape[1], k.shape[1], at.mask
-    keys, values = at.cache.put(
-        number, k.transpose(0, 1)[None], v.transpose(0, 1)[None], seen=at.seen, at=at.places
-    )
-    queries = q.transpose(0, 1)[None]  # [1 heads q d]
+    keys, values = at.cache.put(number, _by_head(k), _by_head(v), seen=at.seen, at=at.places)
+    queries = _by_head(q)
     if heads == shared:
         mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
     elif mask is None or (not torch.compiler.is_compiling() and q.shape[0] == 1):
@@ -285,7 +287,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: _Reading) -> Tenso
             values.repeat_interleave(heads // shared, 1),
             mask,
         )
-    return mixed[0].transpose(0, 1).flatten(1)
+    return mixed.transpose(1, 2).reshape(q.shape[0], -1)
+
+
+def _by_head(x: Float[Tensor, "q heads d"]) -> Float[Tensor, "1 heads q d"]:
+    return x.unsqueeze(0).transpose(1, 2)
 
 
 class _Together:
@@ -316,7 +322,7 @@ class _Together:
                 done = not others and only.up_to_date
                 self._packed = [(only._packed if done else packed_weight(weight), joined[1])]
             else:
-                self._plain = joined
+                self._plain, self._turned_weight = joined, weight.t()
         if packed and not self._packed and all(one.up_to_date for one in self.layers):
             self._packed = [(layer._packed, layer.bias) for layer in self.layers]
         self._sizes = [layer.out_features for layer in self.layers] if ordinary or packed else []
@@ -331,10 +337,21 @@ class _Together:
         if weight is None or x.dtype != weight.dtype:
             return [layer(x) for layer in self.layers]
         if self._plain:
-            said = [F.linear(x, *self._plain)]
+            said = [self._product(x)]
         else:
             said = [linear(x, *one) for one in self._packed]
         return said if len(said) == len(self.layers) else said[0].split(self._sizes, dim=-1)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """``F.linear``; a small one is said at once as what it comes to, for the way there costs
+        more than the product."""
+        assert self._plain is not None
+        weight, bias = self._plain
+        if is_large(x, weight):
+            return linear(x, weight, bias)
+        if bias is None:
+            return F.linear(x, weight, bias)
+        return torch.addmm(bias, x, self._turned_weight)
 
     def _now(self) -> list[tuple[Any, ...]]:
         return [
@@ -350,7 +367,7 @@ class _NeoXLayer:
         self.out = _Together(attention.dense, fused=fused)
         self.inner = _Together(mlp.dense_h_to_4h, fused=fused)
         self.down = _Together(mlp.dense_4h_to_h, fused=fused)
-        self.act = mlp.act
+        self.act, self.exact_gelu = mlp.act, type(mlp.act) is GELUActivation
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         self.parallel = layer.use_parallel_residual
         self.width = layer.attention.head_size
@@ -360,19 +377,25 @@ class _NeoXLayer:
         return all(part.fits() for part in (self.qkv, self.out, self.inner, self.down))
 
     def __call__(self, x: Tensor, number: int, at: _Reading) -> Tensor:
-        (qkv,) = self.qkv(self.before(x))
+        (qkv,) = self.qkv(_layer_norm(self.before, x))
         qkv = qkv.view(x.shape[0], -1, 3, self.width)  # [q heads 3 d]
         turned = _turned(qkv[:, :, :2], at.cos[:, None], at.sin[:, None])
         mixed = _attend(turned[:, :, 0], turned[:, :, 1], qkv[:, :, 2], number, at)
         (said,) = self.out(mixed)
         if self.parallel:
-            return self._think(self.after(x)) + said + x
+            return self._think(_layer_norm(self.after, x)) + said + x
         x = said + x
-        return self._think(self.after(x)) + x
+        return self._think(_layer_norm(self.after, x)) + x
 
     def _think(self, x: Tensor) -> Tensor:
         (inner,) = self.inner(x)
-        (thought,) = self.down(self.act(inner))
+        if self.exact_gelu and len(inner) == 1 and inner.is_cpu:
+            # PyTorch leaves a contiguous GELU to oneDNN, which takes longer to start than so few
+            # numbers take; said twice over they are not contiguous, and it does them itself.
+            inner = F.gelu(inner.expand(2, -1))[:1]
+        else:
+            inner = self.act(inner)
+        (thought,) = self.down(inner)
         return thought
 
 
@@ -400,6 +423,12 @@ class _LlamaLayer:
         gate, up = self.inner(_rms(self.after, x))
         (thought,) = self.down(self.act(gate) * up)
         return x + thought
+
+
+def _layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """A layer norm, without what a call of a module costs."""
+    parts: Any = norm
+    return torch.layer_norm(x, parts.normalized_shape, parts.weight, parts.bias, parts.eps)
 
 
 def _rms(norm: nn.Module, x: Tensor) -> Tensor:
@@ -435,7 +464,10 @@ def _intercepted(lm: PreTrainedModel) -> bool:
     """Whether something stands between a caller and the layers: offloading, adapters, observers."""
     base: Any = lm.base_model
     for layer in base.layers:
-        if layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook"):
+        hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
+        # Those that transformers leaves once it was asked for hidden states do nothing here.
+        watched = any(getattr(hook, "__module__", "") != IDLE_HOOKS for hook in hooks)
+        if watched or hasattr(layer, "_hf_hook"):
             return True
     inside = base.layers[0].modules() if len(base.layers) else ()
     return any(hasattr(module, "_hf_hook") or hasattr(module, "lora_A") for module in inside)

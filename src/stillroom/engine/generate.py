@@ -171,6 +171,7 @@ class _Ends:
         return list(said), False
 
 
+@torch.inference_mode()
 def _decode(row: _Row, ends: _Ends) -> list[Decoded]:
     """Go on from the logits of each question's first answer position until all have ended."""
     if _recordable(row, ends):

@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch._functorch.config
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stillroom.engine.packed import is_large, is_plain, linear
 from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
 
@@ -102,6 +104,47 @@ def lean_layers(model: nn.Module, config: TrainConfig) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+@contextmanager
+def swift_layers(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+    """Linear layers that ask oneDNN for large products on a CPU, as long as this lasts."""
+    layers: list[Any] = [] if config.compile else [m for m in model.modules() if is_plain(m)]
+    for layer in layers:
+        layer.forward = functools.partial(_product, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _product(layer: nn.Linear, x: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    if is_large(x, weight) and not torch.is_autocast_enabled("cpu"):
+        said: Tensor = _Product.apply(x, weight, bias)
+        return said
+    return F.linear(x, weight, bias)
+
+
+class _Product(torch.autograd.Function):
+    """``F.linear`` by oneDNN, both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_said = above[0].reshape(-1, weight.shape[0])
+        wanted = ctx.needs_input_grad
+        return (
+            linear(of_said, weight.t(), None).view(x.shape) if wanted[0] else None,
+            linear(of_said.t(), x.reshape(of_said.shape[0], -1).t(), None) if wanted[1] else None,
+            of_said.sum(dim=0) if wanted[2] else None,
+        )
 
 
 def two_ways_back() -> AbstractContextManager[Any]:

@@ -18,7 +18,7 @@ from stillroom.training.distributed import Processes
 from stillroom.training.handed import Weighting
 from stillroom.training.optim import make_optimizer
 from stillroom.training.parallel import Spread, spread_over
-from stillroom.training.precision import lean_layers
+from stillroom.training.precision import lean_layers, swift_layers
 from stillroom.training.runlog import RunFolder, RunLog
 from stillroom.training.shards import load_shards, save_shards
 from stillroom.training.trackers import Sink, open_tracker
@@ -90,6 +90,7 @@ def sit_down(
     spread = spread_over(processes, trained, config)
     optimizer = make_optimizer(model, config=config, weighting=weighting)
     position = _load(config, processes, folder, trained, optimizer)
+    stack.enter_context(swift_layers(model, config))
     stack.enter_context(lean_layers(model, config))
     with processes.main_first():
         log = RunLog(folder.log, keep_bytes=position.log_bytes) if processes.main else None

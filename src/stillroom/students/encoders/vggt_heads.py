@@ -96,7 +96,11 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Adds a level to what came from the coarser ones, refines and enlarges."""
+    """Adds a level to what came from the coarser ones and refines.
+
+    The release enlarges before ``out_conv``. A convolution of single cells and a bilinear resize
+    may change places, and it then has a quarter of the cells.
+    """
 
     def __init__(self, features: int, *, has_skip: bool) -> None:
         super().__init__()
@@ -107,12 +111,12 @@ class Fusion(nn.Module):
     def forward(
         self,
         coarse: Float[Tensor, "n f h w"],
-        level: Float[Tensor, "n f h w"] | None,
-        size: tuple[int, int],
-    ) -> Float[Tensor, "n f h2 w2"]:
+        level: Float[Tensor, "n f h w"] | None = None,
+    ) -> Float[Tensor, "n f h w"]:
         if self.resConfUnit1 is not None and level is not None:
             coarse = coarse + self.resConfUnit1(level)
-        return self.out_conv(resize(self.resConfUnit2(coarse), size))
+        refined: Tensor = self.out_conv(self.resConfUnit2(coarse))
+        return refined
 
 
 class Scratch(nn.Module):
@@ -133,14 +137,19 @@ class Scratch(nn.Module):
         )
 
     def fuse(self, levels: Sequence[Tensor]) -> Float[Tensor, "n f h w"]:
-        """Four levels, fine to coarse, into one map twice the size of the finest."""
+        """Four levels, fine to coarse, into one map of the finest one's size."""
         layers = [self.get_submodule(f"layer{k}_rn")(level) for k, level in enumerate(levels, 1)]
-        sizes = [(layer.shape[-2], layer.shape[-1]) for layer in layers]
-        finest = (2 * sizes[0][0], 2 * sizes[0][1])
-        fused = self.get_submodule("refinenet4")(layers[3], None, sizes[2])
-        fused = self.get_submodule("refinenet3")(fused, layers[2], sizes[1])
-        fused = self.get_submodule("refinenet2")(fused, layers[1], sizes[0])
-        return self.get_submodule("refinenet1")(fused, layers[0], finest)
+        fused: Tensor = self.get_submodule("refinenet4")(layers[3])
+        for k in (3, 2, 1):
+            level = layers[k - 1]
+            fused = self.get_submodule(f"refinenet{k}")(resize(fused, level.shape[-2:]), level)
+        return fused
+
+    def enlarge(self, fused: Float[Tensor, "n f h w"]) -> Float[Tensor, "n f2 h2 w2"]:
+        """The fused map at twice its size, after the first output convolution."""
+        size = (2 * fused.shape[-2], 2 * fused.shape[-1])
+        enlarged: Tensor = self.output_conv1(resize(fused, size))
+        return enlarged
 
 
 class DenseHead(nn.Module):
@@ -173,7 +182,22 @@ class DenseHead(nn.Module):
     def fused(
         self, levels: Sequence[Float[Tensor, "n p d"]], image_hw: tuple[int, int]
     ) -> Float[Tensor, "n f h w"]:
-        """The map after the pyramid and the first output convolution, 8 pixels per patch."""
+        """The map after the pyramid and the first output convolution, 8 cells per patch."""
+        return self.scratch.enlarge(self._pyramid(levels, image_hw))
+
+    def logits(
+        self, levels: Sequence[Float[Tensor, "n p d"]], image_hw: tuple[int, int]
+    ) -> Float[Tensor, "n o h w"]:
+        """The last convolution at image size, before activation; float32."""
+        with without_autocast(levels[0].device):
+            fused = self._pyramid(levels, image_hw)
+            # Large maps are held of one photo at a time where nothing keeps them: a CPU spends
+            # longer on taking fresh memory than on the convolutions.
+            whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or not fused.is_cpu
+            parts = [fused] if whole else fused.split(1)
+            return torch.cat([self._at_image_size(part, image_hw) for part in parts])
+
+    def _pyramid(self, levels: Sequence[Tensor], image_hw: tuple[int, int]) -> Tensor:
         aspect = image_hw[1] / image_hw[0]
         grid = (image_hw[0] // self.patch_size, image_hw[1] // self.patch_size)
         maps = []
@@ -181,21 +205,18 @@ class DenseHead(nn.Module):
             normed = self.norm(tokens.to(self.norm.weight.dtype))
             patches = project(normed.transpose(1, 2).unflatten(2, grid))
             maps.append(enlarge(with_position_code(patches, aspect)))
-        return self.scratch.output_conv1(self.scratch.fuse(maps))
+        return self.scratch.fuse(maps)
 
-    def logits(
-        self, levels: Sequence[Float[Tensor, "n p d"]], image_hw: tuple[int, int]
-    ) -> Float[Tensor, "n o h w"]:
-        """The last convolution at image size, before activation; float32."""
-        with without_autocast(levels[0].device):
-            enlarged = resize(self.fused(levels, image_hw), image_hw)
-            coded = with_position_code(enlarged, image_hw[1] / image_hw[0])
-            return self.scratch.output_conv2(coded).float()
+    def _at_image_size(self, fused: Tensor, image_hw: tuple[int, int]) -> Tensor:
+        enlarged = resize(self.scratch.enlarge(fused), image_hw)
+        coded = with_position_code(enlarged, image_hw[1] / image_hw[0])
+        logits: Tensor = self.scratch.output_conv2(coded).float()
+        return logits
 
 
-def resize(x: Float[Tensor, "n f h w"], size: tuple[int, int]) -> Float[Tensor, "n f h2 w2"]:
+def resize(x: Float[Tensor, "n f h w"], size: Sequence[int]) -> Float[Tensor, "n f h2 w2"]:
     """Bilinear, corners aligned."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def activate_depth(
