@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--student-views", type=int, help="photos the student looks at")
     parser.add_argument("--student", default="student_mini")
     parser.add_argument("--rooms", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--out", type=Path, help="file that the JSON line is also written to")
     chosen = parser.parse_args()
 

@@ -6,11 +6,12 @@ import datetime
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from stillroom.api.meta import command_line
 
 #: Processes that ran or waited on this machine in the minute before the benchmark began.
 LOAD_BEFORE = os.getloadavg()[0]
@@ -39,7 +40,7 @@ def circumstances(
     """
     found = {
         "machine": f"{device or processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": f"python benchmarks/{command_line()}",
         "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stillroom import cli, registry
+from stillroom.api.meta import command_line
 from stillroom.testing import tiny_store
 
 
@@ -297,3 +298,13 @@ def test_a_student_is_evaluated_beside_its_baselines(
     assert rows["truth"]["overall"]["score"] == 1.0
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!")
     assert run(capsys, *words)[1] == out
+
+
+def test_the_command_that_a_record_keeps_names_no_folder_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    typed = ["/a/b/stillroom/__main__.py", "evaluate", str(tmp_path / "run"), f"--out={tmp_path}/x"]
+    monkeypatch.setattr("sys.argv", [*typed, "docs/results", "--steps", "3"])
+    assert command_line() == "stillroom evaluate run --out=x docs/results --steps 3"
+    monkeypatch.setattr("sys.argv", ["/a/b/bin/stillroom", "demo"])
+    assert command_line() == "stillroom demo"

@@ -9,11 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 #: Told how many of how many are done.
 Progress = Callable[[int, int], None]
@@ -23,12 +19,23 @@ def run_meta(started: float, **more: Any) -> dict[str, Any]:
     """Where a result comes from: commit, command, machine, seconds since ``started``."""
     return {
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}",
         "seconds": round(time.monotonic() - started, 1),
         **more,
     }
+
+
+def command_line() -> str:
+    """What was typed, without the folders of this machine: of a whole path its name alone."""
+    program, *words = sys.argv
+    name = Path(program).name
+    said = ["stillroom" if name == "__main__.py" else name]
+    for word in words:
+        option, equals, value = word.rpartition("=")
+        said.append(f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}")
+    return " ".join(said)
 
 
 def _commit() -> str:

@@ -389,7 +389,8 @@ class _NeoXLayer:
 
     def _think(self, x: Tensor) -> Tensor:
         (inner,) = self.inner(x)
-        if self.exact_gelu and len(inner) == 1 and inner.is_cpu:
+        few = not torch.compiler.is_compiling() and len(inner) == 1 and inner.is_cpu
+        if self.exact_gelu and few:
             # PyTorch leaves a contiguous GELU to oneDNN, which takes longer to start than so few
             # numbers take; said twice over they are not contiguous, and it does them itself.
             inner = F.gelu(inner.expand(2, -1))[:1]
