@@ -187,7 +187,7 @@ class LeanDecoder:
                 ~mask, -torch.inf
             )
         table = table or self._table(embeds, cache.room + embeds.shape[1])
-        turns = (table[0][position], table[1][position])
+        turns = (table[0].index_select(0, position), table[1].index_select(0, position))
         states = self.through(embeds[0], turns, mask=mask, cache=cache, seen=seen, at=at)
         if at is None:
             cache.grow(embeds.shape[1])
@@ -343,15 +343,13 @@ class _Together:
         return said if len(said) == len(self.layers) else said[0].split(self._sizes, dim=-1)
 
     def _product(self, x: Tensor) -> Tensor:
-        """``F.linear``; a small one is said at once as what it comes to, for the way there costs
-        more than the product."""
+        """``F.linear``; of a single token it is said at once as what it comes to, for the way there
+        costs more than the product."""
         assert self._plain is not None
         weight, bias = self._plain
-        if is_large(x, weight):
-            return linear(x, weight, bias)
-        if bias is None:
-            return F.linear(x, weight, bias)
-        return torch.addmm(bias, x, self._turned_weight)
+        if len(x) == 1 and bias is not None:
+            return torch.addmm(bias, x, self._turned_weight)
+        return (linear if is_large(x, weight) else F.linear)(x, weight, bias)
 
     def _now(self) -> list[tuple[Any, ...]]:
         return [
