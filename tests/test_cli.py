@@ -303,7 +303,12 @@ def test_a_student_is_evaluated_beside_its_baselines(
 def test_the_command_that_a_record_keeps_names_no_folder_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    typed = ["/a/b/stillroom/__main__.py", "evaluate", str(tmp_path / "run"), f"--out={tmp_path}/x"]
+    typed = [
+        "/a/b/stillroom/__main__.py",
+        "evaluate",
+        str(tmp_path / "run"),
+        f"--out={tmp_path}/a=b/x",
+    ]
     monkeypatch.setattr("sys.argv", [*typed, "docs/results", "--steps", "3"])
     assert command_line() == "stillroom evaluate run --out=x docs/results --steps 3"
     monkeypatch.setattr("sys.argv", ["/a/b/bin/stillroom", "demo"])

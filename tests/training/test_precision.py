@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel
 
-from stillroom.engine.packed import CAN_PACK, linear
 from stillroom.engine.packing import IGNORE_INDEX, pack_questions, stack_rows
 from stillroom.engine.prefix import read_packed
+from stillroom.onednn import ASKS_MKL, linear
 from stillroom.records import BadInputError
 from stillroom.training.precision import (
     check_precision,
@@ -102,7 +102,7 @@ def test_compiled_layers_give_the_same_but_for_rounding(lm: PreTrainedModel) -> 
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not CAN_PACK, reason="this PyTorch has no oneDNN")
+@pytest.mark.skipif(not ASKS_MKL, reason="this PyTorch has no oneDNN, or no MKL")
 def test_large_products_are_the_same_both_ways_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
 
@@ -125,8 +125,24 @@ def test_large_products_are_the_same_both_ways_by_onednn(monkeypatch: pytest.Mon
     with swift_layers(model, tiny_run.CONFIG):
         swift = [learnt(few), learnt(many)]
         assert [*map(len, asked)] == [3, 3, 2, 2, 2, 2]  # there by the row, back in the flat
+        seen = len(asked)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert model(many).dtype == torch.bfloat16
+        assert len(asked) == seen
+        # Rows that share memory, and a frozen weight, for which its input is not kept.
+        model[0].weight.requires_grad_(False)
+        kept: list[Tensor] = []
+        shared = torch.randn(96)[None].expand(800, 96).clone().requires_grad_()
+        wide = torch.randn(800, 200)[None, :, :96].requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda value: kept.append(value) or value, lambda value: value
+        ):
+            model[0](shared), model[0](wide)
+        assert [tuple(value.shape) for value in kept] == [(200, 96)] * 2
+        model[0].weight.requires_grad_(True)
+        row = torch.randn(1, 96)
+        (of_weight,) = torch.autograd.grad(model[0](row.expand(800, 96)).sum(), [model[0].weight])
+        torch.testing.assert_close(of_weight, 800 * row.expand(200, 96), rtol=1e-4, atol=1e-3)
     assert all("forward" not in vars(layer) for layer in model)
     for ones, others in zip(plain, swift, strict=True):
         for one, other in zip(ones, others, strict=True):

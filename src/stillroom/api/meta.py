@@ -28,12 +28,12 @@ def run_meta(started: float, **more: Any) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """What was typed, without the folders of this machine: of a whole path its name alone."""
+    """What was typed; of an absolute path, which is this machine's own, the name alone."""
     program, *words = sys.argv
-    name = Path(program).name
-    said = ["stillroom" if name == "__main__.py" else name]
+    place = Path(program)
+    said = [place.parent.name if place.name == "__main__.py" else place.name]
     for word in words:
-        option, equals, value = word.rpartition("=")
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         said.append(f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}")
     return " ".join(said)
 

@@ -25,12 +25,10 @@ from stillroom.engine.mask import for_attention
 from stillroom.engine.packed import (
     PackedLinear,
     identity,
-    is_large,
     is_plain,
-    linear,
     pack_anew,
-    packed_weight,
 )
+from stillroom.onednn import is_large, linear, packed_weight
 
 #: Layers that read the same input are made one where their weights together are this small; for
 #: larger ones a second copy costs more than a second call.
@@ -303,6 +301,8 @@ class _Together:
         #: (weight, bias) of what is called: all layers joined, each packed one, or none.
         self._plain: tuple[Tensor, Tensor | None] | None = None
         self._packed: list[tuple[Tensor, Tensor | None]] = []
+        #: The weight of ``_plain``, transposed.
+        self._turned_weight: Tensor
         ordinary = all(is_plain(layer) for layer in self.layers)
         packed = all(type(layer) is PackedLinear for layer in self.layers)
         if not fused:
@@ -343,8 +343,7 @@ class _Together:
         return said if len(said) == len(self.layers) else said[0].split(self._sizes, dim=-1)
 
     def _product(self, x: Tensor) -> Tensor:
-        """``F.linear``; of a single token it is said at once as what it comes to, for the way there
-        costs more than the product."""
+        """``F.linear``; a single token goes straight to what that calls."""
         assert self._plain is not None
         weight, bias = self._plain
         if len(x) == 1 and bias is not None:
@@ -365,7 +364,8 @@ class _NeoXLayer:
         self.out = _Together(attention.dense, fused=fused)
         self.inner = _Together(mlp.dense_h_to_4h, fused=fused)
         self.down = _Together(mlp.dense_4h_to_h, fused=fused)
-        self.act, self.exact_gelu = mlp.act, type(mlp.act) is GELUActivation
+        self.act: Any = mlp.act
+        self.exact_gelu = type(self.act) is GELUActivation and self.act.act is F.gelu
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         self.parallel = layer.use_parallel_residual
         self.width = layer.attention.head_size
@@ -389,8 +389,8 @@ class _NeoXLayer:
         (inner,) = self.inner(x)
         few = not torch.compiler.is_compiling() and len(inner) == 1 and inner.is_cpu
         if self.exact_gelu and few:
-            # PyTorch leaves a contiguous GELU to oneDNN, which takes longer to start than so few
-            # numbers take; said twice over they are not contiguous, and it does them itself.
+            # PyTorch leaves the GELU of contiguous numbers to oneDNN, which takes longer to start
+            # than one token takes. Two rows that share memory are not contiguous.
             inner = F.gelu(inner.expand(2, -1))[:1]
         else:
             inner = self.act(inner)
@@ -427,6 +427,9 @@ class _LlamaLayer:
 def _layer_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """A layer norm, without what a call of a module costs."""
     parts: Any = norm
+    if type(norm) is not nn.LayerNorm or norm._forward_hooks or norm._forward_pre_hooks:
+        said: Tensor = norm(x)
+        return said
     return torch.layer_norm(x, parts.normalized_shape, parts.weight, parts.bias, parts.eps)
 
 

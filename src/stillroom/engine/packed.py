@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillroom.onednn import can_pack, linear, packed_weight
+
 #: A layer up to this size keeps its plain weight beside the packed one: a single token is faster
 #: with it, and it can still be trained and saved. Larger ones are turned into packed ones.
 KEPT_BYTES = 2 << 20
@@ -22,21 +24,8 @@ KEPT_BYTES = 2 << 20
 SMALL_BYTES = 512 << 10
 #: Up to so many rows, and weights of so many bytes, the plain kernel is the faster one in fp32.
 FEW_ROWS, FEW_BYTES = 4, 384 << 10
-#: From so many products on oneDNN is the faster one for a weight that is not packed, too.
-MANY_PRODUCTS = 2 << 20
 
 _DTYPES = (torch.float32, torch.bfloat16)
-
-
-def can_pack() -> bool:
-    """Whether this PyTorch has oneDNN's packed kernels."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
-
-
-#: Whether it can here.
-CAN_PACK = can_pack()
 
 
 class PackedLinear(nn.Linear):
@@ -108,31 +97,6 @@ def plain_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Whether a product this small is done sooner without packing."""
     few = x.numel() <= FEW_ROWS * x.shape[-1] and weight.nbytes <= FEW_BYTES
     return few and x.dtype == torch.float32
-
-
-def linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` with a packed weight."""
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
-
-
-def is_large(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN multiplies these sooner than PyTorch, though the weight is not packed.
-
-    PyTorch asks MKL, whose float32 kernels have half of oneDNN's speed on a CPU of another maker
-    (docs/speed.md).
-    """
-    return (
-        x.numel() * weight.shape[0] >= MANY_PRODUCTS
-        and x.dtype == weight.dtype == torch.float32
-        and x.is_cpu
-        and CAN_PACK
-        and not torch.compiler.is_compiling()
-    )
-
-
-def packed_weight(weight: Tensor) -> Tensor:
-    """A weight in oneDNN's order."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach())  # type: ignore[no-any-return]
 
 
 def pack(

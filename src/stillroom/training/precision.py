@@ -13,9 +13,10 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from stillroom.engine.packed import is_large, is_plain, linear
+from stillroom.onednn import is_large, linear
 from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
 
@@ -108,10 +109,19 @@ def lean_layers(model: nn.Module, config: TrainConfig) -> Iterator[None]:
 
 @contextmanager
 def swift_layers(model: nn.Module, config: TrainConfig) -> Iterator[None]:
-    """Linear layers that ask oneDNN for large products on a CPU, as long as this lasts."""
-    layers: list[Any] = [] if config.compile else [m for m in model.modules() if is_plain(m)]
+    """Linear layers that ask oneDNN for large products on a CPU, as long as this lasts.
+
+    Layers that are compiled, cut by FSDP or computed in bfloat16 stay with PyTorch.
+    """
+    layers: list[Any] = [
+        module
+        for module in (() if config.compile else model.modules())
+        if type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and not {"forward", "_hf_hook"} & vars(module).keys()
+    ]
     for layer in layers:
-        layer.forward = functools.partial(_product, layer)
+        layer.forward = functools.partial(_multiplied, layer)
     try:
         yield
     finally:
@@ -119,32 +129,38 @@ def swift_layers(model: nn.Module, config: TrainConfig) -> Iterator[None]:
             del layer.forward
 
 
-def _product(layer: nn.Linear, x: Tensor) -> Tensor:
+def _multiplied(layer: nn.Linear, x: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
     if is_large(x, weight) and not torch.is_autocast_enabled("cpu"):
-        said: Tensor = _Product.apply(x, weight, bias)
+        said: Tensor = _OneDnnLinear.apply(x, weight, bias)
         return said
     return F.linear(x, weight, bias)
 
 
-class _Product(torch.autograd.Function):
-    """``F.linear`` by oneDNN, both ways."""
+class _OneDnnLinear(torch.autograd.Function):
+    """``F.linear`` by oneDNN, both ways; it keeps what the gradients that are wanted need."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        ctx.shape = x.shape
         return linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        of_said = above[0].reshape(-1, weight.shape[0])
-        wanted = ctx.needs_input_grad
-        return (
-            linear(of_said, weight.t(), None).view(x.shape) if wanted[0] else None,
-            linear(of_said.t(), x.reshape(of_said.shape[0], -1).t(), None) if wanted[1] else None,
-            of_said.sum(dim=0) if wanted[2] else None,
-        )
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        of_x = of_weight = of_bias = None
+        if weight is not None:
+            of_x = linear(grad, weight.t(), None).view(ctx.shape)
+        if x is not None:
+            rows = x.reshape(-1, x.shape[-1]).contiguous()
+            of_weight = linear(grad.t(), rows.t(), None)
+        if ctx.needs_input_grad[2]:
+            of_bias = grad.sum(dim=0)
+        return of_x, of_weight, of_bias
 
 
 def two_ways_back() -> AbstractContextManager[Any]:

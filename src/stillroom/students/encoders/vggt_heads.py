@@ -182,7 +182,7 @@ class DenseHead(nn.Module):
     def fused(
         self, levels: Sequence[Float[Tensor, "n p d"]], image_hw: tuple[int, int]
     ) -> Float[Tensor, "n f h w"]:
-        """The map after the pyramid and the first output convolution, 8 cells per patch."""
+        """The map after the pyramid and the first output convolution: a patch is 8 x 8 cells."""
         return self.scratch.enlarge(self._pyramid(levels, image_hw))
 
     def logits(
@@ -194,8 +194,9 @@ class DenseHead(nn.Module):
             # Large maps are held of one photo at a time where nothing keeps them: a CPU spends
             # longer on taking fresh memory than on the convolutions.
             whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or not fused.is_cpu
-            parts = [fused] if whole else fused.split(1)
-            return torch.cat([self._at_image_size(part, image_hw) for part in parts])
+            if whole:
+                return self._at_image_size(fused, image_hw)
+            return torch.cat([self._at_image_size(part, image_hw) for part in fused.split(1)])
 
     def _pyramid(self, levels: Sequence[Tensor], image_hw: tuple[int, int]) -> Tensor:
         aspect = image_hw[1] / image_hw[0]
