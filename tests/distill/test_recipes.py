@@ -150,7 +150,7 @@ def test_every_row_of_the_papers_tables_and_of_the_slots_controls_is_a_recipe() 
     assert set(ROWS) == {
         *("no_slots", "no_detection", "no_depth", "no_spatial", "no_multi_view", "no_feature"),
         *("static_weights", "k2", "k4", "k8", "k16"),
-        *("frozen_random", "filler", "after", "full_prefix", "full_prefix_no_slots"),
+        *("frozen_random", "filler", "every_term", "after", "full_prefix", "full_prefix_no_slots"),
         *("causal", "causal_after", "causal_no_slots"),
     }
     for base in BASES:
@@ -184,6 +184,7 @@ def differing(one: DistillConfig, other: DistillConfig) -> set[str]:
         ("k16", {"slots.count"}),
         ("frozen_random", {"slots.kind"}),
         ("filler", {"slots.kind"}),
+        ("every_term", {"slots.supervision"}),
         ("after", {"slots.position"}),
         ("full_prefix", {"mask"}),
         ("full_prefix_no_slots", {"mask", "slots.kind", "slots.count"}),

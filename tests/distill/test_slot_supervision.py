@@ -154,7 +154,8 @@ def test_fsdp_cannot_and_says_so() -> None:
 def test_recipes_say_what_their_slots_learn_from() -> None:
     table = recipes.table("distill")
     extra = {name for name, make in table.items() if make().slots.supervision == "extra"}
-    assert extra == {"mini_cpu", "mini_cpu_long", "mini_cpu_blind"}
+    rows = {f"{base}_every_term" for base in ("mini_cpu_paper", "tiny_10gb", "paper_h100")}
+    assert extra == {"mini_cpu", "mini_cpu_long", "mini_cpu_blind", *rows}
     assert table["mini_cpu_paper"]().shelters_slots
     assert SlotConfig().supervision == "answer"
 

@@ -3,7 +3,8 @@
 Table II takes something away from the run without slots, as the paper does; its first two rows are
 ``BASE_no_slots`` (all losses) and ``BASE_k8`` (+ Hidden CoT). Table III changes K
 (specs/hidden_cot.md, section 6). Every row sets kind, number, place and mask of its slots itself,
-so that its title is true of whatever base it is made from; which terms teach them stays the base's.
+so that its title is true of whatever base it is made from; which terms teach them stays the base's, except where a
+row is about that.
 All rows of a base have equal data, steps and seeds.
 ``SUITES`` says which rows ``stillroom ablate`` trains and compares; docs/ablations.md reads them.
 """
@@ -23,7 +24,7 @@ Change = Callable[[DistillConfig], DistillConfig]
 
 
 def mini_cpu_paper() -> DistillConfig:
-    """mini_cpu with all eight terms of the paper beside its own two: the base of its tables.
+    """mini_cpu with all eight terms of the paper beside its own four: the base of its tables.
 
     Its slots learn from the answer alone, as the paper's do.
     """
@@ -96,6 +97,10 @@ ROWS: Mapping[str, tuple[str, Change]] = {
         _slots_are(kind="frozen_random"),
     ),
     "filler": ("Slots: one trained embedding at all of them", _slots_are(kind="filler")),
+    "every_term": (
+        "Slots: every term that reaches them teaches them, not the answer alone",
+        _slots_are(supervision="extra"),
+    ),
     "after": ("Slots: behind the question", _slots_are(position="after")),
     "full_prefix": ("Slots: pictures, slots and question see each other", _masked("full_prefix")),
     "full_prefix_no_slots": (
@@ -165,7 +170,8 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Arms that are compared. Every arm is set against ``base``; ``pairs`` are further ones.
+    """Arms that are compared. Every arm is set against ``base``; ``pairs`` are further ones,
+    of arms or of their interventions ("ARM/KIND").
 
     ``primary`` are the comparisons with the base that the suite was made for: they are corrected
     together (Holm) and carry its claims. All others are secondary and uncorrected.
@@ -193,6 +199,11 @@ SUITES: Mapping[SuiteName, Suite] = {
             "none": Arm(title="no slots, mask prefix", row="no_slots"),
             "filler": Arm(title="one embedding at all slots: the same compute", row="filler"),
             "frozen_random": Arm(title="random slots, never trained", row="frozen_random"),
+            "every_term": Arm(
+                title="learned, taught by every term",
+                row="every_term",
+                interventions=("zeroed", "emptied", "swapped", "shuffled"),
+            ),
             "after": Arm(title="learned, behind the question", row="after"),
             "causal": Arm(title="learned, causal mask", row="causal"),
             "causal_after": Arm(
@@ -203,6 +214,9 @@ SUITES: Mapping[SuiteName, Suite] = {
             "full_prefix_none": Arm(title="no slots, mask full_prefix", row="full_prefix_no_slots"),
         },
         pairs=(
+            ("every_term", "none"),
+            ("every_term/emptied", "every_term"),
+            ("every_term/swapped", "every_term"),
             ("after", "none"),
             ("causal", "causal_none"),
             ("causal_after", "causal_none"),
