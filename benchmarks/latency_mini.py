@@ -35,7 +35,9 @@ def main() -> None:
     from stillroom import api
     from stillroom.bench.latency import lines
     from stillroom.bench.options import LatencyOptions
+    from stillroom.cli.memory import keep_freed_memory
 
+    keep_freed_memory()  # as every verb of the command line does
     load_before = os.getloadavg()[0]
     options = LatencyOptions(
         device="cpu",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from stillroom import __version__
 from stillroom.cli import bench, labels, models, parsing, results, scenes
+from stillroom.cli.memory import keep_freed_memory
 from stillroom.console import process_number
 from stillroom.records import BadInputError
 
@@ -53,6 +54,7 @@ exit codes: 0 done, 1 a check failed, 2 bad input
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
     # Progress is shown by the bars of the verbs, not by those of the libraries below.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

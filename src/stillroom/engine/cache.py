@@ -17,6 +17,7 @@ class KeyValues:
     """Keys and values by layer, ``[1 heads room d]`` each; the first ``length`` positions count.
 
     Growing beyond the room takes new memory and copies; with enough room nothing is ever copied.
+    Of a layer both are one piece of memory, keys first.
     """
 
     def __init__(self, room: int) -> None:
@@ -24,6 +25,7 @@ class KeyValues:
         self.length = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self._both: list[Tensor] = []
 
     @classmethod
     def of(
@@ -70,10 +72,20 @@ class KeyValues:
             torch.cat([all_values[:, :, :seen], values], dim=2),
         )
 
+    def append(
+        self, layer: int, both: Float[Tensor, "1 both 1 d"]
+    ) -> tuple[Float[Tensor, "1 heads l d"], Float[Tensor, "1 heads l d"]]:
+        """``put`` for one position behind a row that has been read, keys' heads before values'."""
+        self.reserve(self.length + 1)
+        self._both[layer].narrow(2, self.length, 1).copy_(both)
+        end = self.length + 1
+        return self.keys[layer].narrow(2, 0, end), self.values[layer].narrow(2, 0, end)
+
     def lend(self) -> KeyValues:
         """A row that begins as this one does and is written into the room behind it."""
         row = KeyValues(self.room)
-        row.length, row.keys, row.values = self.length, list(self.keys), list(self.values)
+        row.length, row._both = self.length, list(self._both)
+        row.keys, row.values = list(self.keys), list(self.values)
         return row
 
     def grow(self, count: int) -> None:
@@ -87,7 +99,7 @@ class KeyValues:
         room = max(room, self.room * 5 // 4)
         self.room = -(-room // STEP) * STEP
         kept = list(self.layers())
-        self.keys, self.values = [], []
+        self.keys, self.values, self._both = [], [], []
         for keys, values in kept:
             self._take(keys, values)
 
@@ -109,11 +121,14 @@ class KeyValues:
         return sum(part.nbytes for part in (*self.keys, *self.values))
 
     def _take(self, keys: Tensor, values: Tensor) -> None:
-        for parts, what in ((self.keys, keys), (self.values, values)):
-            # Zeros: where all of the room is looked at, what is masked out must still be a number.
-            held = what.new_zeros(1, what.shape[1], self.room, what.shape[3])
-            held[:, :, : what.shape[2]] = what
-            parts.append(held)
+        heads, read = keys.shape[1:3]
+        # Zeros: where all of the room is looked at, what is masked out must still be a number.
+        both = keys.new_zeros(1, 2 * heads, self.room, keys.shape[3])
+        both[:, :heads, :read] = keys
+        both[:, heads:, :read] = values
+        self._both.append(both)
+        self.keys.append(both[:, :heads])
+        self.values.append(both[:, heads:])
 
 
 def head_width(config: Any) -> int:

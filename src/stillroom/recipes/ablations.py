@@ -3,9 +3,8 @@
 Table II takes something away from the run without slots, as the paper does; its first two rows are
 ``BASE_no_slots`` (all losses) and ``BASE_k8`` (+ Hidden CoT). Table III changes K
 (specs/hidden_cot.md, section 6). Every row sets kind, number, place and mask of its slots itself,
-so that its title is true of whatever base it is made from; which terms teach them stays the base's, except where a
-row is about that.
-All rows of a base have equal data, steps and seeds.
+so that its title is true of whatever base it is made from; which terms teach them stays the base's,
+except where a row is about that. All rows of a base have equal data, steps and seeds.
 ``SUITES`` says which rows ``stillroom ablate`` trains and compares; docs/ablations.md reads them.
 """
 
