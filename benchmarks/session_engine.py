@@ -79,7 +79,7 @@ def products() -> list[dict[str, Any]]:
     import torch
     from torch.nn.functional import linear as plain_linear
 
-    from stillroom.onednn import linear, packed_weight
+    from stillroom.cpu import linear, packed_weight
 
     found = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "stillroom"
 
-GROUND = {"records", "geometry", "onednn"}
+GROUND = {"records", "geometry", "cpu"}
 SCENES = GROUND | {"scenes"}
 STUDENTS = GROUND | {"text", "engine", "students"}
 TEACHERS = GROUND | {"text", "engine", "training", "scenes", "teachers"}
@@ -31,11 +31,11 @@ EVERYTHING = BENCH | TOP | {"export"}
 #: part -> parts it may import. A part may always import itself.
 MAY_IMPORT = {
     "geometry": set(),
-    "onednn": set(),
+    "cpu": set(),
     "records": {"geometry"},
     "verify": {"records"},
     "text": {"records"},
-    "engine": {"records", "onednn"},
+    "engine": {"records", "cpu"},
     "training": GROUND,
     "scenes": GROUND,
     "teachers": TEACHERS | {"verify"},

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from stillroom.cpu import can_pack
 from stillroom.engine.packed import PackedLinear, is_plain, pack, pack_anew
-from stillroom.onednn import can_pack
 
 needs_packing = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no oneDNN")
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from stillroom import api, registry
+from stillroom.cpu import can_pack
 from stillroom.engine.packed import PackedLinear
 from stillroom.engine.scene_cache import SceneCache
-from stillroom.onednn import can_pack
 from stillroom.records import BadInputError, Question, Scene, asked
 from stillroom.students.model import StillroomStudent
 from stillroom.students.processor import StillroomProcessor

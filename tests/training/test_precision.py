@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel
 
+from stillroom.cpu import ASKS_MKL, linear
 from stillroom.engine.packing import IGNORE_INDEX, pack_questions, stack_rows
 from stillroom.engine.prefix import read_packed
-from stillroom.onednn import ASKS_MKL, linear
 from stillroom.records import BadInputError
 from stillroom.training.precision import (
     check_precision,

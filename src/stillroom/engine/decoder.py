@@ -228,11 +228,11 @@ class LeanDecoder:
 def _is_single(x: Tensor, cache: Any, seen: int | None) -> bool:
     """Whether this is one token in float32 on a CPU, behind all that a row holds."""
     return (
-        len(x) == 1
+        isinstance(cache, KeyValues)  # an export has another, and no number of tokens
+        and not torch.compiler.is_compiling()
+        and len(x) == 1
         and x.is_cpu
         and x.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and isinstance(cache, KeyValues)
         and 0 < cache.length == (cache.length if seen is None else seen)
     )
 

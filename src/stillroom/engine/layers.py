@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
+from stillroom.cpu import attend, is_large, linear, packed_weight
 from stillroom.engine.cache import KeyValues
 from stillroom.engine.packed import PackedLinear, identity, is_plain
-from stillroom.onednn import is_large, linear, packed_weight
 
 #: Layers that read the same input are made one where their weights together are this small; for
 #: larger ones a second copy costs more than a second call.
@@ -53,7 +53,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: Reading) -> Tensor
     keys, values = at.cache.put(number, _by_head(k), _by_head(v), seen=at.seen, at=at.places)
     queries = _by_head(q)
     if heads == shared:
-        mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
+        if mask is None:
+            mixed = attend(queries, keys, values)
+        else:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, mask)
     elif mask is None or (not torch.compiler.is_compiling() and q.shape[0] == 1):
         # Heads that share keys stand as more queries of one head: no key is repeated.
         flat = queries.reshape(1, shared, -1, queries.shape[-1])

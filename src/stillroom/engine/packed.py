@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillroom.onednn import can_pack, linear, packed_weight
+from stillroom.cpu import can_pack, linear, packed_weight
 
 #: A layer up to this size keeps its plain weight beside the packed one: a single token is faster
 #: with it, and it can still be trained and saved. Larger ones are turned into packed ones.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from stillroom.onednn import is_large, linear
+from stillroom.cpu import is_large, linear
 from stillroom.records import BadInputError
 from stillroom.training.config import TrainConfig
 

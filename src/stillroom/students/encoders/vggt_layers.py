@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stillroom.cpu import attend
+
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 #: LayerNorm epsilon of the image encoder; everything else in VGGT uses PyTorch's 1e-5.
@@ -35,7 +37,7 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "n t d"]:
         q, k, v = self.project(x, rotary)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
     def project(
@@ -128,7 +130,7 @@ class Block(nn.Module):
             for target, part in zip(whole, parts, strict=True):
                 target[:, :, span] = part
         q, k, v = whole
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [n heads t d]
+        mixed = attend(q, k, v)  # [n heads t d]
         del q, k, v, whole
         out = torch.empty_like(x)
         for span in spans:

@@ -1,12 +1,18 @@
-"""What oneDNN multiplies on a CPU: matrices in its own order, and large ones in PyTorch's."""
+"""What a CPU does sooner than by PyTorch's own choice: large products, attention of few tokens."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 #: From so many products on oneDNN is the faster one for a weight that is not packed, too.
 MANY_PRODUCTS = 2 << 20
+#: Up to so many keys attention by two products is the sooner one, where no gradient is kept: the
+#: scores of more take fresh memory that costs more than it saves. A query or two alone are not
+#: worth the three calls.
+FEW_KEYS, ENOUGH_QUERIES = 128, 16
 
 
 def can_pack() -> bool:
@@ -44,3 +50,27 @@ def is_large(x: Tensor, weight: Tensor) -> bool:
 def packed_weight(weight: Tensor) -> Tensor:
     """A weight in oneDNN's order."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())  # type: ignore[no-any-return]
+
+
+def attend(
+    q: Float[Tensor, "n heads t d"],
+    k: Float[Tensor, "n heads l d"],
+    v: Float[Tensor, "n heads l d"],
+) -> Float[Tensor, "n heads t d"]:
+    """``F.scaled_dot_product_attention``; among few tokens by two products.
+
+    PyTorch's cuts queries and keys into blocks for rows that do not fit a cache. Where they do,
+    that takes up to twice as long (docs/speed.md).
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or not q.is_cpu
+        or q.dtype != torch.float32
+        or k.shape[2] > FEW_KEYS
+        or q.shape[2] < ENOUGH_QUERIES
+    ):
+        return F.scaled_dot_product_attention(q, k, v)
+    queries, keys, values = (part.flatten(0, 1) for part in (q, k, v))
+    scores = torch.bmm(queries * q.shape[3] ** -0.5, keys.mT)
+    return torch.bmm(scores.softmax(dim=-1), values).unflatten(0, q.shape[:2])
