@@ -11,7 +11,7 @@ from stillroom import cpu
 
 @pytest.mark.parametrize(
     ("queries", "keys", "by_products"),
-    [(69, 69, True), (16, 128, True), (15, 69, False), (40, 129, False)],
+    [(69, 69, True), (16, 1638, True), (15, 69, False), (16, 1639, False)],
 )
 def test_attention_of_few_tokens_is_attention(
     queries: int, keys: int, by_products: bool, monkeypatch: pytest.MonkeyPatch
@@ -21,10 +21,11 @@ def test_attention_of_few_tokens_is_attention(
     k, v = torch.randn(2, keys, 2, 5, 16).permute(2, 0, 3, 1, 4)
     right = F.scaled_dot_product_attention(q, k, v)
     whole: list[int] = []
+    theirs = F.scaled_dot_product_attention
 
     def counted(*parts: torch.Tensor) -> torch.Tensor:
         whole.append(1)
-        return right
+        return theirs(*parts)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     with torch.no_grad():

@@ -9,10 +9,9 @@ from torch import Tensor
 
 #: From so many products on oneDNN is the faster one for a weight that is not packed, too.
 MANY_PRODUCTS = 2 << 20
-#: Up to so many keys attention by two products is the sooner one, where no gradient is kept: the
-#: scores of more take fresh memory that costs more than it saves. A query or two alone are not
-#: worth the three calls.
-FEW_KEYS, ENOUGH_QUERIES = 128, 16
+#: Up to so many scores attention by two products is the sooner one, where no gradient is kept: more
+#: take fresh memory that costs more than it saves. A query or two alone are not worth three calls.
+FEW_SCORES, ENOUGH_QUERIES = 1 << 18, 16
 
 
 def can_pack() -> bool:
@@ -67,8 +66,8 @@ def attend(
         or torch.is_grad_enabled()
         or not q.is_cpu
         or q.dtype != torch.float32
-        or k.shape[2] > FEW_KEYS
         or q.shape[2] < ENOUGH_QUERIES
+        or q.shape[:3].numel() * k.shape[2] > FEW_SCORES
     ):
         return F.scaled_dot_product_attention(q, k, v)
     queries, keys, values = (part.flatten(0, 1) for part in (q, k, v))

@@ -17,8 +17,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from stillroom.engine import layers
 from stillroom.engine.generate import ANSWER_ROOM, Decoded, greedy
-from stillroom.engine.layers import _OneToken
 from stillroom.engine.prefix import prefill
 
 SHARED = {
@@ -62,13 +62,13 @@ def answer(lm: PreTrainedModel, *, plain: bool, visibility: Any = "prefix") -> D
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers that a single token went through by the shorter way."""
     seen: list[int] = []
-    longer = _OneToken.__call__
+    shorter = layers._attend_alone
 
-    def counted(self: _OneToken, x: Tensor, number: int, at: Any) -> Tensor:
+    def counted(q: Tensor, held: Tensor, number: int, at: Any) -> Tensor:
         seen.append(number)
-        return longer(self, x, number, at)
+        return shorter(q, held, number, at)
 
-    monkeypatch.setattr(_OneToken, "__call__", counted)
+    monkeypatch.setattr(layers, "_attend_alone", counted)
     return seen
 
 
@@ -103,8 +103,61 @@ def test_half_precision_keeps_the_models_own_rounding(calls: list[int]) -> None:
     prefix = prefill(lm, torch.randn(1, 6, 32).bfloat16(), visibility="prefix")
     prompt = torch.randn(5, 32).bfloat16()
     settings = {"visibility": "prefix", "max_new_tokens": 4, "eos_id": -1}
-    assert greedy(lm, prefix, [prompt], **settings)[0].ids
+    said, own = (greedy(lm, prefix, [prompt], plain=p, **settings)[0].ids for p in (False, True))
+    assert said == own
     assert not calls
+
+
+@pytest.mark.parametrize("family", ["neox", "llama", "qwen2"])
+def test_the_last_living_question_of_several_sees_its_own_alone(
+    family: str, calls: list[int]
+) -> None:
+    lm = language_model(family)
+    torch.manual_seed(1)
+    prefix = prefill(lm, torch.randn(1, 60, 32), visibility="prefix")
+    prompts = [torch.randn(5, 32) for _ in range(6)]
+    settings = {"visibility": "prefix", "max_new_tokens": LONG}
+    alone = [greedy(lm, prefix, [p], plain=True, eos_id=-1, **settings)[0].ids for p in prompts]
+    # A last word by which a pair's first ends at once: the second goes on behind its tokens.
+    pairs = [
+        (first, second, end)
+        for first in range(6)
+        for second in range(6)
+        for end in set(alone[first][:3]) - set(alone[second])
+    ]
+    assert pairs
+    for first, second, end in pairs[:4]:
+        short = alone[first][: alone[first].index(end) + 1]
+        calls.clear()
+        together = [prompts[first], prompts[second]]
+        said = [d.ids for d in greedy(lm, prefix, together, eos_id=end, **settings)]
+        assert said == [short, alone[second]]
+        assert len(calls) == 3 * (LONG - len(short))
+
+
+def test_a_row_that_outgrows_what_was_lent_leaves_the_prefix_alone(calls: list[int]) -> None:
+    lm = language_model("neox")
+    torch.manual_seed(1)
+    prefix = prefill(lm, torch.randn(1, 6, 32), visibility="prefix")
+    before = [[part.clone() for part in layer] for layer in prefix.layers]
+    settings = {"visibility": "prefix", "max_new_tokens": 200, "eos_id": -1}
+    prompt = torch.randn(5, 32)
+    said, own = (greedy(lm, prefix, [prompt], plain=p, **settings)[0].ids for p in (False, True))
+    assert said == own
+    assert len(calls) == 199 * 3
+    for layer, held in zip(prefix.layers, before, strict=True):
+        for part, was in zip(layer, held, strict=True):
+            assert torch.equal(part, was)
+
+
+def test_layers_without_biases(calls: list[int]) -> None:
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    config = GPTNeoXConfig(attention_bias=False, rope_parameters=rope, **SHARED)
+    lm = GPTNeoXForCausalLM(config).eval()
+    assert lm.base_model.layers[0].attention.query_key_value.bias is None
+    assert answer(lm, plain=False).ids == answer(lm, plain=True).ids
+    assert calls
 
 
 def test_new_weights_are_read_by_the_shorter_way_too(calls: list[int]) -> None:

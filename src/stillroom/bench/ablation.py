@@ -242,7 +242,7 @@ def _made_by(
 def _arms(asked: Ablation) -> tuple[dict[str, str], dict[str, Arm]]:
     """Arms that are left out, with the reason, and those that run."""
     suite, skipped, arms = asked.chosen, dict[str, str](), dict[str, Arm]()
-    reference = suite.arms[suite.base].config(asked.base)
+    reference = _settled(suite.arms[suite.base].config(asked.base))
     signals = open_labels(asked.labels).settings["signals"]
     for name, arm in suite.arms.items():
         if asked.arms and name not in (*asked.arms, suite.base):
@@ -255,7 +255,7 @@ def _arms(asked: Ablation) -> tuple[dict[str, str], dict[str, Arm]]:
             )
         elif arm.needs and arm.needs not in signals:
             skipped[name] = f"the labels hold no {arm.needs}: no arm learns from them"
-        elif name != suite.base and config == reference and not _otherwise(arm):
+        elif name != suite.base and _settled(config) == reference and not _otherwise(arm):
             skipped[name] = f"the recipe {asked.recipe} is the same without it"
         else:
             possible = _interventions(arm, config.slots.used)
@@ -266,6 +266,12 @@ def _arms(asked: Ablation) -> tuple[dict[str, str], dict[str, Arm]]:
             }
             arms[name] = replace(arm, interventions=possible)
     return skipped, arms
+
+
+def _settled(config: DistillConfig) -> DistillConfig:
+    """Without a choice that changes nothing: what teaches slots that no other term reaches."""
+    answer = replace(config, slots=replace(config.slots, supervision="answer"))
+    return config if answer.shelters_slots else answer
 
 
 def _otherwise(arm: Arm) -> bool:

@@ -93,8 +93,9 @@ def ablation_record(
     differ = _Differences(rows=rows, suite=suite, scenes=scenes)
     compared = {
         arm: differ.between(arm, suite.base)
-        for arm in rows
-        if suite.base in rows and arm != suite.base
+        for arm, row in rows.items()
+        # Interventions on another arm are set against that one (``pairs``).
+        if suite.base in rows and arm != suite.base and row.of in ("", suite.base)
     }
     judge = _Judge(suite=suite, share=share, null_size=null_size)
     for arm, found in judge.judged(compared).items():

@@ -20,10 +20,11 @@ def keep_freed_memory() -> None:
 
     A model's intermediate results come and go thousands of times a second; by its defaults glibc
     takes fresh, empty pages from the system for many of them, and these cost more than what is
-    computed (docs/speed.md). What somebody has set in the environment stays; elsewhere than with
-    glibc nothing is done.
+    computed (docs/speed.md). A process may hold up to 512 MB more for it. What somebody has set in
+    the environment stays; elsewhere than with glibc nothing is done.
     """
-    if not sys.platform.startswith("linux"):
+    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if told or not sys.platform.startswith("linux"):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -73,12 +73,12 @@ class KeyValues:
         )
 
     def append(
-        self, layer: int, both: Float[Tensor, "1 both 1 d"]
+        self, layer: int, both: Float[Tensor, "1 2 heads 1 d"]
     ) -> tuple[Float[Tensor, "1 heads l d"], Float[Tensor, "1 heads l d"]]:
-        """``put`` for one position behind a row that has been read, keys' heads before values'."""
-        self.reserve(self.length + 1)
-        self._both[layer].narrow(2, self.length, 1).copy_(both)
+        """``put`` for one position behind a row that has been read, key and value at once."""
         end = self.length + 1
+        self.reserve(end)
+        self._both[layer].narrow(3, self.length, 1).copy_(both)
         return self.keys[layer].narrow(2, 0, end), self.values[layer].narrow(2, 0, end)
 
     def lend(self) -> KeyValues:
@@ -121,14 +121,12 @@ class KeyValues:
         return sum(part.nbytes for part in (*self.keys, *self.values))
 
     def _take(self, keys: Tensor, values: Tensor) -> None:
-        heads, read = keys.shape[1:3]
         # Zeros: where all of the room is looked at, what is masked out must still be a number.
-        both = keys.new_zeros(1, 2 * heads, self.room, keys.shape[3])
-        both[:, :heads, :read] = keys
-        both[:, heads:, :read] = values
+        both = keys.new_zeros(1, 2, keys.shape[1], self.room, keys.shape[3])
         self._both.append(both)
-        self.keys.append(both[:, :heads])
-        self.values.append(both[:, heads:])
+        for parts, what, held in ((self.keys, keys, both[:, 0]), (self.values, values, both[:, 1])):
+            held[:, :, : what.shape[2]] = what
+            parts.append(held)
 
 
 def head_width(config: Any) -> int:

@@ -1,7 +1,7 @@
 """The layers of GPT-NeoX, Llama and Qwen2 as plain tensor code on the model's own weights.
 
 Where weights are small, what a token costs is the number of operations: products that read the same
-are joined, and a single token has a shorter way through attention (``_OneToken``).
+are joined, and a single token has a shorter way through attention (``_attend_alone``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Reading(NamedTuple):
     cache: KeyValues
     seen: int | None
     places: Tensor | None
-    #: Whether it is one token behind all that there is, and ``_OneToken`` may read it.
+    #: Whether it is one token behind all that there is, and ``_attend_alone`` may read it.
     single: bool = False
 
 
@@ -71,6 +71,23 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, number: int, at: Reading) -> Tensor
     return mixed.transpose(1, 2).reshape(q.shape[0], -1)
 
 
+def _turn_in_place(x: Float[Tensor, "1 *h d"], at: Reading) -> None:
+    """``_turned`` for whole heads of one token, where nobody else holds them."""
+    cos, sin = (part.view(-1) for part in (at.cos, at.sin))
+    other = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(other, sin)
+
+
+def _attend_alone(
+    q: Float[Tensor, "1 heads d"], held: Float[Tensor, "1 2 shared d"], number: int, at: Reading
+) -> Float[Tensor, "1 _"]:
+    """``_attend`` for one token behind all that there is; ``held`` are its key and value."""
+    keys, values = at.cache.append(number, held.unsqueeze(3))
+    # Heads that share keys stand as more queries of one head: no key is repeated.
+    queries = q.reshape(1, keys.shape[1], -1, q.shape[-1])
+    return F.scaled_dot_product_attention(queries, keys, values, at.mask).reshape(1, -1)
+
+
 def _by_head(x: Float[Tensor, "q heads d"]) -> Float[Tensor, "1 heads q d"]:
     return x.unsqueeze(0).transpose(1, 2)
 
@@ -85,7 +102,7 @@ class _Together:
         self._plain: tuple[Tensor, Tensor | None] | None = None
         self._packed: list[tuple[Tensor, Tensor | None]] = []
         #: The weight of ``_plain``, transposed.
-        self._turned_weight: Tensor
+        self._transposed: Tensor
         ordinary = all(is_plain(layer) for layer in self.layers)
         packed = all(type(layer) is PackedLinear for layer in self.layers)
         if not fused:
@@ -105,7 +122,7 @@ class _Together:
                 done = not others and only.up_to_date
                 self._packed = [(only._packed if done else packed_weight(weight), joined[1])]
             else:
-                self._plain, self._turned_weight = joined, weight.t()
+                self._plain, self._transposed = joined, weight.t()
         if packed and not self._packed and all(one.up_to_date for one in self.layers):
             self._packed = [(layer._packed, layer.bias) for layer in self.layers]
         self._sizes = [layer.out_features for layer in self.layers] if ordinary or packed else []
@@ -116,21 +133,28 @@ class _Together:
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
         """The output of every layer."""
-        weight = self._plain[0] if self._plain else self._packed[0][0] if self._packed else None
-        if weight is None or x.dtype != weight.dtype:
-            return [layer(x) for layer in self.layers]
-        if self._plain:
-            said = [self._product(x)]
-        else:
-            said = [linear(x, *one) for one in self._packed]
-        return said if len(said) == len(self.layers) else said[0].split(self._sizes, dim=-1)
+        said = self.whole(x)
+        if said is not None:
+            return [said] if len(self.layers) == 1 else said.split(self._sizes, dim=-1)
+        if self._packed and x.dtype == self._packed[0][0].dtype:
+            return [linear(x, *one) for one in self._packed]
+        return [layer(x) for layer in self.layers]
+
+    def whole(self, x: Tensor) -> Tensor | None:
+        """All outputs side by side, where one product makes them; nobody else holds it."""
+        if self._plain is not None:
+            return self._product(x) if x.dtype == self._plain[0].dtype else None
+        if len(self._packed) == 1 and x.dtype == self._packed[0][0].dtype:
+            return linear(x, *self._packed[0])
+        return None
 
     def _product(self, x: Tensor) -> Tensor:
         """``F.linear``; a single token goes straight to what that calls."""
         assert self._plain is not None
         weight, bias = self._plain
-        if len(x) == 1 and bias is not None:
-            return torch.addmm(bias, x, self._turned_weight)
+        if len(x) == 1:
+            weight = self._transposed
+            return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
         return (linear if is_large(x, weight) else F.linear)(x, weight, bias)
 
     def _now(self) -> list[tuple[Any, ...]]:
@@ -138,75 +162,6 @@ class _Together:
             (type(layer), *(identity(getattr(layer, name, None)) for name in ("weight", "bias")))
             for layer in self.layers
         ]
-
-
-class _OneToken:
-    """Attention of a single token in few operations, for small float32 weights on a CPU.
-
-    ``layers`` are the linear ones and ``weight``, ``bias`` their rows in the order queries, keys,
-    values. Those of queries and keys stand in the product a second time with the two parts of each
-    head changed over, so that a turn is ``x cos + changed sin`` with nothing cut and put together.
-    """
-
-    def __init__(
-        self,
-        weight: Float[Tensor, "n c"],
-        bias: Float[Tensor, "n"] | None,
-        width: int,
-        heads: int,
-    ) -> None:
-        self.width, self.heads = width, heads
-        shared = (len(weight) // width - heads) // 2
-        self._turned, self._straight = (heads + shared) * width, len(weight)
-        rows = [weight, _changed(weight[: self._turned], width)]
-        self._weight = torch.cat(rows).t()
-        if bias is None:
-            bias = weight.new_zeros(len(weight))
-        self._bias = torch.cat([bias, _changed(bias[: self._turned], width)])
-
-    @classmethod
-    def of(cls, layers: Sequence[Any], width: int, heads: int) -> _OneToken | None:
-        """Of one linear layer with a head's queries, keys and values side by side, or of three."""
-        weights = [layer.weight for layer in layers if is_plain(layer)]
-        if (
-            len(weights) < len(layers)
-            or sum(weight.nbytes for weight in weights) > FUSED_BYTES
-            or any(weight.dtype != torch.float32 or not weight.is_cpu for weight in weights)
-        ):
-            return None
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        if len(biases) not in (0, len(layers)):
-            return None
-        weight, bias = (
-            torch.cat([part.detach() for part in parts]) if parts else None
-            for parts in (weights, biases)
-        )
-        if len(layers) == 1:  # a head's queries, keys and values side by side
-            weight, bias = (
-                None
-                if part is None
-                else part.unflatten(0, (-1, 3, width)).transpose(0, 1).flatten(0, 2)
-                for part in (weight, bias)
-            )
-        assert weight is not None
-        return cls(weight, bias, width, heads)
-
-    def __call__(self, x: Float[Tensor, "1 c"], number: int, at: Reading) -> Tensor:
-        """What the token sees of the row, itself behind it; ``[1 heads*d]``."""
-        d, own = self.width, self.heads * self.width
-        said = torch.addmm(self._bias, x, self._weight)
-        changed = said[:, self._straight :].view(1, -1, d)
-        said[:, : self._turned].view(1, -1, d).mul_(at.cos).addcmul_(changed, at.sin)
-        held = said[:, own : self._straight].view(1, -1, 1, d)
-        keys, values = at.cache.append(number, held)
-        # Heads that share keys stand as more queries of one head: no key is repeated.
-        queries = said[:, :own].view(1, keys.shape[1], -1, d)
-        return F.scaled_dot_product_attention(queries, keys, values, at.mask).reshape(1, own)
-
-
-def _changed(rows: Tensor, width: int) -> Tensor:
-    """The two parts of each head in each other's place."""
-    return rows.unflatten(0, (-1, width)).roll(width // 2, 1).flatten(0, 1)
 
 
 class NeoXLayer:
@@ -223,8 +178,6 @@ class NeoXLayer:
         self.before, self.after = layer.input_layernorm, layer.post_attention_layernorm
         self.parallel = layer.use_parallel_residual
         self.width = layer.attention.head_size
-        heads = attention.query_key_value.out_features // (3 * self.width)
-        self.one = _OneToken.of(self.qkv.layers, self.width, heads) if fused else None
 
     def fits(self) -> bool:
         """Whether the layer has the weights that this was made of."""
@@ -238,8 +191,11 @@ class NeoXLayer:
         return self._think(layer_norm(self.after, x)) + x
 
     def _mixed(self, x: Tensor, number: int, at: Reading) -> Tensor:
-        if at.single and self.one is not None and at.cos.shape[-1] == self.width:
-            return self.one(x, number, at)
+        said = self.qkv.whole(x) if at.single and at.cos.shape[-1] == self.width else None
+        if said is not None:
+            qkv = said.view(1, -1, 3, self.width)
+            _turn_in_place(qkv[:, :, :2], at)
+            return _attend_alone(qkv[:, :, 0], qkv[:, :, 1:].transpose(1, 2), number, at)
         (qkv,) = self.qkv(x)
         qkv = qkv.view(x.shape[0], -1, 3, self.width)  # [q heads 3 d]
         turned = _turned(qkv[:, :, :2], at.cos[:, None], at.sin[:, None])
@@ -269,8 +225,7 @@ class LlamaLayer:
         self.out = _Together(attention.o_proj, fused=fused)
         self.inner = _Together(mlp.gate_proj, mlp.up_proj, fused=fused)
         self.down, self.act = _Together(mlp.down_proj, fused=fused), mlp.act_fn
-        heads = attention.q_proj.out_features // self.width
-        self.one = _OneToken.of(self.qkv.layers, self.width, heads) if fused else None
+        self.heads = layer.self_attn.config.num_attention_heads
 
     def fits(self) -> bool:
         """Whether the layer has the weights that this was made of."""
@@ -284,8 +239,13 @@ class LlamaLayer:
         return x + thought
 
     def _mixed(self, x: Tensor, number: int, at: Reading) -> Tensor:
-        if at.single and self.one is not None and at.cos.shape[-1] == self.width:
-            return self.one(x, number, at)
+        said = self.qkv.whole(x) if at.single and at.cos.shape[-1] == self.width else None
+        if said is not None:
+            qkv = said.view(1, -1, self.width)
+            shared = (qkv.shape[1] - self.heads) // 2
+            _turn_in_place(qkv[:, : self.heads + shared], at)
+            held = qkv[:, self.heads :].view(1, 2, shared, self.width)
+            return _attend_alone(qkv[:, : self.heads], held, number, at)
         q, k, v = (part.unflatten(-1, (-1, self.width)) for part in self.qkv(x))
         q, k = _turned(q, at.cos, at.sin), _turned(k, at.cos, at.sin)
         return _attend(q, k, v, number, at)

@@ -59,8 +59,8 @@ def teach_cpu() -> TeachConfig:
 def mini_cpu() -> DistillConfig:
     """The embedded default: 1.7 M student, K = 8 learned slots, prefix mask; minutes on 2 cores.
 
-    Its budget is small, so that its slots learn from the boxes of what a question names too; the
-    paper's learn from the answer alone (mini_cpu_paper).
+    Its budget is small, so that its slots learn from the boxes of what a question names and from
+    the numbers behind its answer too; the paper's learn from the answer alone (mini_cpu_paper).
     """
     return DistillConfig(
         train=TrainConfig(
