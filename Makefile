@@ -20,7 +20,7 @@ PIP_OLDEST := .venv-oldest/bin/python -m pip install --constraint .venv-oldest/c
 	@if command -v java >/dev/null 2>&1; then $(PIP) --no-deps pycocoevalcap || echo "no METEOR: pycocoevalcap could not be installed"; fi
 	touch $@
 
-demo: setup            ## the main job on the embedded default: about 10 minutes on 2 cores
+demo: setup            ## the main job on the embedded default: about 11 minutes on 2 cores
 	$(BIN)/stillroom demo --out runs/demo
 
 test: setup            ## all tests but the slow and gpu ones
